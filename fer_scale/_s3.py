@@ -1,0 +1,140 @@
+"""What `fer_scale.storage` needs to know of S3: clients, addresses, and errors in a user's words.
+
+Settings come from the standard AWS environment (AWS_ACCESS_KEY_ID, AWS_PROFILE, AWS_REGION, AWS_ENDPOINT_URL, ...) alone.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+from urllib.parse import urlsplit
+
+import boto3
+import pyarrow.fs
+from boto3.exceptions import Boto3Error
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    HTTPClientError,
+    NoCredentialsError,
+    PartialCredentialsError,
+)
+
+from fer_scale.errors import InputError, MissingPathError
+
+SCHEME = "s3://"
+MISSING = {"404", "NoSuchKey", "NotFound"}
+REFUSED = {
+    "401", "403", "AccessDenied", "AllAccessDisabled", "ExpiredToken", "Forbidden", "InvalidAccessKeyId",
+    "InvalidToken", "SignatureDoesNotMatch", "TokenRefreshRequired",
+}  # fmt: skip
+
+
+def split(path: str) -> tuple[str, str]:
+    """``s3://bucket/a/b`` -> ``("bucket", "a/b")``."""
+    bucket, _, key = path.removeprefix(SCHEME).partition("/")
+    if not bucket:
+        raise InputError(f"{path!r} names no bucket", "s3://bucket/prefix", "name the bucket")
+    return bucket, key.strip("/")
+
+
+def _settings() -> tuple[str, ...]:
+    """What a client depends on: another process or other settings need another client."""
+    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_REGION",
+             "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")  # fmt: skip
+    return (str(os.getpid()), *(os.environ.get(name, "") for name in names))
+
+
+def _endpoint() -> str:
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+
+
+@lru_cache(maxsize=4)
+def _client(settings: tuple[str, ...]) -> Any:
+    session = boto3.Session()
+    region = os.environ.get("AWS_REGION") or session.region_name or "us-east-1"
+    config = Config(
+        retries={"mode": "standard", "total_max_attempts": 5},
+        connect_timeout=10,
+        read_timeout=60,
+        max_pool_connections=32,
+    )
+    return session.client("s3", region_name=region, endpoint_url=_endpoint() or None, config=config)
+
+
+def client() -> Any:
+    """A boto3 S3 client of this process; safe to share between threads."""
+    return _client(_settings())
+
+
+@lru_cache(maxsize=32)
+def _filesystem(settings: tuple[str, ...], bucket: str) -> pyarrow.fs.S3FileSystem:
+    endpoint = _endpoint()
+    if not endpoint:
+        # pyarrow does not follow a bucket to its region as boto3 does.
+        region = client().head_bucket(Bucket=bucket).get("BucketRegion")
+        return pyarrow.fs.S3FileSystem(region=region)
+    parts = urlsplit(endpoint)
+    return pyarrow.fs.S3FileSystem(
+        endpoint_override=parts.netloc or endpoint,
+        scheme=parts.scheme if parts.netloc else "https",
+        region=client().meta.region_name,
+    )
+
+
+def filesystem(bucket: str) -> pyarrow.fs.S3FileSystem:
+    """pyarrow's view of the bucket, by the same settings as `client`."""
+    return _filesystem(_settings(), bucket)
+
+
+def _where() -> str:
+    return _endpoint() or "AWS"
+
+
+@contextmanager
+def translated(path: str) -> Iterator[None]:
+    """Turn what boto3 says of the user's settings into an `InputError`; any other failure passes as it is."""
+    try:
+        yield
+    except ClientError as error:
+        raise _of_client_error(path, error) from error
+    except (NoCredentialsError, PartialCredentialsError) as error:
+        raise InputError(
+            f"no complete AWS credentials were found for {path}",
+            "credentials in the standard AWS settings",
+            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
+        ) from error
+    except HTTPClientError as error:
+        raise InputError(
+            f"{_where()} cannot be reached for {path} ({error})",
+            "an S3 endpoint that answers",
+            "check the network and AWS_ENDPOINT_URL",
+        ) from error
+    except (BotoCoreError, Boto3Error) as error:
+        inner = error.__context__
+        if isinstance(error, Boto3Error) and isinstance(inner, ClientError):
+            raise _of_client_error(path, inner) from error  # what the transfer manager wraps
+        raise InputError(
+            f"S3 cannot be used for {path} ({error})", "working AWS settings", "check the AWS_* environment"
+        ) from error
+
+
+def _of_client_error(path: str, error: ClientError) -> Exception:
+    code = str(error.response.get("Error", {}).get("Code", ""))
+    if code == "NoSuchBucket":
+        return MissingPathError(
+            f"there is no bucket {split(path)[0]!r} at {_where()}",
+            "a bucket that exists",
+            "check its name, or make it first",
+        )
+    if code in MISSING:
+        return MissingPathError(f"there is no {path}")
+    if code in REFUSED:
+        return InputError(
+            f"{_where()} refuses access to {path} ({code})",
+            "credentials that may read and write there",
+            "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy",
+        )
+    return error
