@@ -1,6 +1,7 @@
 """What `fer_scale.storage` needs to know of S3: clients, addresses, and errors in a user's words.
 
-Settings come from the standard AWS environment (AWS_ACCESS_KEY_ID, AWS_PROFILE, AWS_REGION, AWS_ENDPOINT_URL, ...) alone.
+Settings come from the standard AWS environment alone (AWS_ACCESS_KEY_ID, AWS_PROFILE, AWS_REGION,
+AWS_ENDPOINT_URL and so on).
 """
 
 import os

@@ -5,10 +5,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
-"""The one console of the package; `console.print` and `console.status` say nothing once `set_quiet(True)` was called."""
+"""The one console of the package; it says nothing once `set_quiet(True)` was called."""
 
 LINE_SECONDS = 10.0
 """Where stderr is no terminal, a line of progress at most this often."""

@@ -1,7 +1,7 @@
 """The errors that fer_scale raises on purpose.
 
-Everything else that escapes a verb is a fault of the program: the command line ends with 1 for those and with 2 for
-an `InputError`.
+Everything else that escapes a verb is a fault of the program: the command line ends with 1 for those and
+with 2 for an `InputError`.
 """
 
 

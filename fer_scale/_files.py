@@ -1,0 +1,302 @@
+"""Single files, local and in S3; re-exported by `fer_scale.storage`."""
+
+import errno
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.fs
+from botocore.exceptions import ClientError
+
+from fer_scale import _s3
+from fer_scale.errors import InputError, MissingPathError
+
+PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """One file: its full path, its size in bytes, and a version that changes with its content."""
+
+    path: str
+    size: int
+    version: str
+
+
+def is_s3(path: PathLike) -> bool:
+    """Whether the path is in S3."""
+    return normal(path).startswith(_s3.SCHEME)
+
+
+def normal(path: PathLike) -> str:
+    """The path as an absolute local path or as ``s3://bucket/key`` without a slash at its end.
+
+    Raises:
+        InputError: the path is empty, or of a scheme other than s3:// and file://.
+    """
+    text = os.fspath(path)
+    if not text.strip():
+        raise InputError("an empty path was given", "a local path or s3://bucket/key", "name one")
+    if text.startswith("s3:/"):  # pathlib makes s3:/bucket of s3://bucket
+        bucket, key = _s3.split(_s3.SCHEME + text[4:].lstrip("/"))
+        return f"{_s3.SCHEME}{bucket}/{key}".rstrip("/")
+    scheme, separator, rest = text.partition("://")
+    if separator and scheme != "file":
+        raise InputError(
+            f"{text!r} has the scheme {scheme}://", "a local path or s3://", "copy the data there"
+        )
+    return os.path.abspath(os.path.expanduser(rest if separator else text))
+
+
+def join(path: PathLike, *parts: str) -> str:
+    """The path of something below `path`."""
+    return "/".join((normal(path).rstrip("/"), *(part.strip("/") for part in parts)))
+
+
+def name(path: PathLike) -> str:
+    """The last part of the path."""
+    return normal(path).rpartition("/")[2]
+
+
+@contextmanager
+def translated(path: str) -> Iterator[None]:
+    """Say in one line what the user can mend: a wrong path, no permission, no space, no such bucket."""
+    try:
+        with _s3.translated(path):
+            yield
+    except FileNotFoundError as error:
+        raise MissingPathError(f"there is no {error.filename or path}") from error
+    except OSError as error:
+        raise of_os_error(path, error) from error
+
+
+def of_os_error(path: str, error: OSError) -> Exception:
+    where = str(error.filename or path)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return InputError(f"no space is left where {where} is written", "a disk with room", "free some space")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return InputError(f"{where} is not open to this user", "a path with access", "change its permissions")
+    if error.errno == errno.ENOTDIR:
+        return InputError(f"{where} lies below a file", "a path below folders", "choose another path")
+    if error.errno == errno.EISDIR:
+        return InputError(f"{where} is a folder", "a file", "name a file in it")
+    return error
+
+
+def filesystem(path: PathLike) -> tuple[pyarrow.fs.FileSystem, str]:
+    """A pyarrow filesystem and the path within it, e.g. for `pyarrow.parquet` and `ray.data`."""
+    path = normal(path)
+    if not path.startswith(_s3.SCHEME):
+        return pyarrow.fs.LocalFileSystem(), path
+    bucket, key = _s3.split(path)
+    with translated(path):
+        return _s3.filesystem(bucket), f"{bucket}/{key}".rstrip("/")
+
+
+def exists(path: PathLike) -> bool:
+    """Whether there is a file or a folder (in S3: at least one key below) at the path."""
+    path = normal(path)
+    return (
+        os.path.exists(path) if not path.startswith(_s3.SCHEME) else _head(path) is not None or is_dir(path)
+    )
+
+
+def _head(path: str) -> FileInfo | None:
+    bucket, key = _s3.split(path)
+    if not key:
+        return None
+    try:
+        with translated(path):
+            head = _s3.client().head_object(Bucket=bucket, Key=key)
+    except MissingPathError:
+        return None
+    return FileInfo(path, head["ContentLength"], head["ETag"].strip('"'))
+
+
+def is_dir(path: PathLike) -> bool:
+    """Whether the path is a folder; in S3 one with at least one key below it, or a bucket."""
+    path = normal(path)
+    if not path.startswith(_s3.SCHEME):
+        return os.path.isdir(path)
+    bucket, key = _s3.split(path)
+    with translated(path):
+        found = _s3.client().list_objects_v2(Bucket=bucket, Prefix=f"{key}/" if key else "", MaxKeys=1)
+    return not key or found["KeyCount"] > 0
+
+
+def is_empty(path: PathLike) -> bool:
+    """Whether nothing is there: no such path, or a folder without files."""
+    path = normal(path)
+    if not path.startswith(_s3.SCHEME):
+        if not os.path.isdir(path):
+            return not os.path.lexists(path)
+        with translated(path), os.scandir(path) as entries:
+            return next(entries, None) is None
+    return _head(path) is None and next(list_s3(path), None) is None
+
+
+def list_files(path: PathLike) -> Iterator[FileInfo]:
+    """Every file below a folder, or the one file at the path, in the order of their paths' characters.
+
+    Listing is lazy: a million files cost no more memory than their largest folder. Links are followed,
+    a link back to a folder above itself is not. Raises `MissingPathError` when nothing is there.
+    """
+    path = normal(path)
+    if not path.startswith(_s3.SCHEME):
+        with translated(path):
+            if os.path.isdir(path):
+                yield from _list_local(path, frozenset())
+            else:
+                yield _local_info(path, os.stat(path))
+        return
+    single = _head(path)
+    if single is not None:
+        yield single
+        return
+    files = list_s3(path)
+    first = next(files, None)
+    if first is None:
+        raise MissingPathError(f"there is no {path}")
+    yield first
+    yield from files
+
+
+def _local_info(path: str, status: os.stat_result) -> FileInfo:
+    return FileInfo(path, status.st_size, f"{status.st_mtime_ns:x}-{status.st_size:x}")
+
+
+def _list_local(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[FileInfo]:
+    status = os.stat(folder)
+    identity = (status.st_dev, status.st_ino)
+    if identity in above:
+        return
+    with os.scandir(folder) as found:
+        # A folder sorts as its keys would in S3, where its name is followed by a slash.
+        entries = sorted(
+            (f"{e.name}/" if e.is_dir() else e.name, e) for e in found if e.is_dir() or e.is_file()
+        )
+    for _, entry in entries:
+        if entry.is_dir():
+            yield from _list_local(entry.path, above | {identity})
+        else:
+            yield _local_info(entry.path, entry.stat())
+
+
+def list_s3(path: str) -> Iterator[FileInfo]:
+    bucket, key = _s3.split(path)
+    pages = _s3.client().get_paginator("list_objects_v2")
+    with translated(path):
+        for page in pages.paginate(Bucket=bucket, Prefix=f"{key}/" if key else ""):
+            for item in page.get("Contents", ()):
+                if not item["Key"].endswith("/"):  # consoles mark an empty folder so
+                    yield FileInfo(
+                        f"{_s3.SCHEME}{bucket}/{item['Key']}", item["Size"], item["ETag"].strip('"')
+                    )
+
+
+def read_bytes(path: PathLike) -> bytes:
+    """The whole file. Raises `MissingPathError` when it is not there."""
+    path = normal(path)
+    with translated(path):
+        if not path.startswith(_s3.SCHEME):
+            return Path(path).read_bytes()
+        bucket, key = _s3.split(path)
+        data: bytes = _s3.client().get_object(Bucket=bucket, Key=key)["Body"].read()
+        return data
+
+
+def read_json(path: PathLike) -> Any:
+    """The JSON document in the file. Raises `InputError` where it is none."""
+    try:
+        return json.loads(read_bytes(path))
+    except ValueError as error:
+        raise InputError(f"{path} is no JSON ({error})", "a JSON document", "make the file anew") from error
+
+
+def open_input(path: PathLike) -> pyarrow.NativeFile:
+    """The file, open for reading at any place in it."""
+    path = normal(path)
+    where, inner = filesystem(path)
+    with translated(path):
+        return where.open_input_file(inner)
+
+
+def beside(path: str, kind: str) -> str:
+    folder, base = os.path.split(path)
+    return os.path.join(folder, f".{base}.{kind}-{secrets.token_hex(6)}")
+
+
+def write_bytes(path: PathLike, data: bytes) -> None:
+    """Write the file, replacing one that is there; readers see the old one or the new one, whole."""
+    path = normal(path)
+    with translated(path):
+        if path.startswith(_s3.SCHEME):
+            bucket, key = _s3.split(path)
+            _s3.client().put_object(Bucket=bucket, Key=key, Body=data)
+            return
+        with _written_beside(path, data) as staged:
+            os.replace(staged, path)
+
+
+@contextmanager
+def _written_beside(path: str, data: bytes) -> Iterator[str]:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    staged = beside(path, "partial")
+    try:
+        Path(staged).write_bytes(data)
+        yield staged
+    finally:
+        with suppress(FileNotFoundError):  # the write itself moved it away
+            os.unlink(staged)
+
+
+def create_bytes(path: PathLike, data: bytes) -> bool:
+    """Write the file only if there is none; of several that try at once exactly one gets True."""
+    path = normal(path)
+    with translated(path):
+        if not path.startswith(_s3.SCHEME):
+            with _written_beside(path, data) as staged:
+                try:
+                    os.link(staged, path)
+                except FileExistsError:
+                    return False
+            return True
+        bucket, key = _s3.split(path)
+        while True:
+            try:
+                _s3.client().put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+            except ClientError as error:
+                code = error.response.get("Error", {}).get("Code")
+                if code == "PreconditionFailed":
+                    return False
+                if code != "ConditionalRequestConflict":  # S3 asks to try again when two writes meet
+                    raise
+            else:
+                return True
+
+
+def delete(path: PathLike) -> None:
+    """Remove the file, or the folder with all that is below; nothing happens where there is nothing."""
+    path = normal(path)
+    with translated(path):
+        if path.startswith(_s3.SCHEME):
+            bucket, key = _s3.split(path)
+            delete_keys(bucket, [_s3.split(item.path)[1] for item in list_s3(path)] + ([key] if key else []))
+        elif os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path)
+        else:
+            with suppress(FileNotFoundError):  # gone is what was wanted
+                os.unlink(path)
+
+
+def delete_keys(bucket: str, keys: Sequence[str]) -> None:
+    for start in range(0, len(keys), 1000):  # S3 takes a thousand a call
+        objects = [{"Key": key} for key in keys[start : start + 1000]]
+        _s3.client().delete_objects(Bucket=bucket, Delete={"Objects": objects, "Quiet": True})

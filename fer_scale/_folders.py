@@ -1,0 +1,200 @@
+"""Folders that appear whole or not at all, and copies of remote folders; re-exported by `fer_scale.storage`."""
+
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from fer_scale import _s3
+from fer_scale._files import (
+    FileInfo,
+    PathLike,
+    beside,
+    delete_keys,
+    is_empty,
+    list_files,
+    list_s3,
+    name,
+    normal,
+    of_os_error,
+    translated,
+)
+from fer_scale.errors import InputError, MissingPathError
+
+TRANSFERS = 8
+"""Files that are moved to or from S3 at the same time."""
+
+
+def check_output(
+    path: PathLike, overwrite: bool = False, resume: bool | None = None, inputs: Sequence[PathLike] = ()
+) -> None:
+    """Refuse an output that would be harmed, before any work is done.
+
+    Args:
+        path: the folder that is to be written.
+        overwrite: the user allows to replace what is there.
+        resume: the user wants to go on with what is there; None for a verb that cannot resume.
+        inputs: what the verb reads: an output may not replace it.
+
+    Raises:
+        InputError: the output is a file, is not empty and neither flag was given, or would replace an input.
+    """
+    path = normal(path)
+    if overwrite and resume:
+        raise InputError("both --resume and --overwrite", "one of them", "drop the other")
+    for source in map(normal, inputs):
+        if source == path or source.startswith(f"{path.rstrip('/')}/"):
+            raise InputError(
+                f"the output {path} holds the input {source}", "an output of its own", "choose another"
+            )
+    if not path.startswith(_s3.SCHEME):
+        if os.path.lexists(path) and not os.path.isdir(path):
+            raise InputError(f"the output {path} is a file", "a folder", "choose another path")
+        if overwrite and (
+            path == os.path.expanduser("~") or f"{os.getcwd()}/".startswith(f"{path.rstrip('/')}/")
+        ):
+            raise InputError(
+                f"--overwrite would replace {path}, a folder that you work in",
+                "a folder for this output alone",
+                "choose another",
+            )
+        _check_writable(path)
+    if not overwrite and not resume and not is_empty(path):
+        way = "pass --overwrite to replace it" if resume is None else "pass --resume to go on, or --overwrite"
+        raise InputError(f"the output {path} exists and is not empty", "a new or empty folder", way)
+
+
+def _check_writable(path: str) -> None:
+    folder = path
+    while not os.path.lexists(folder):
+        folder = os.path.dirname(folder)
+    if not os.path.isdir(folder):
+        raise InputError(f"the output {path} lies below the file {folder}", "a folder", "choose another path")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(
+            f"{folder} cannot be written by this user", "a folder with access", "choose another path"
+        )
+
+
+@contextmanager
+def publishing(dest: PathLike, overwrite: bool = False, last: str = "manifest.json") -> Iterator[Path]:
+    """A local folder to write into, which becomes `dest` when the block ends and vanishes when it fails.
+
+    A local `dest` is renamed into place. In S3, which has no rename, the files are uploaded with `last` as
+    the last of them, and an old `last` is removed first: a folder without it is not complete.
+
+    Raises:
+        InputError: `dest` is not empty and `overwrite` is false, or there is no space or permission to write.
+    """
+    dest = normal(dest)
+    check_output(dest, overwrite)
+    remote = dest.startswith(_s3.SCHEME)
+    staging = beside(os.path.join(tempfile.gettempdir(), name(dest)) if remote else dest, "partial")
+    try:
+        with _written_here(staging):
+            os.makedirs(staging)
+            yield Path(staging)
+            if remote:
+                _upload(staging, dest, last)
+            else:
+                _swap(staging, dest, overwrite)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def _written_here(staging: str) -> Iterator[None]:
+    """Translate a full disk alone: any other error within the block is the writer's own affair."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise of_os_error(staging, error) from error
+        raise
+
+
+def _swap(staging: str, dest: str, overwrite: bool) -> None:
+    if overwrite and os.path.lexists(dest):
+        old = beside(dest, "partial")
+        os.rename(dest, old)
+        try:
+            os.rename(staging, dest)
+        except OSError:
+            os.rename(old, dest)
+            raise
+        shutil.rmtree(old)
+        return
+    try:
+        os.rename(staging, dest)  # also onto an empty folder
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        check_output(dest)  # somebody else wrote there meanwhile
+        raise
+
+
+def _upload(staging: str, dest: str, last: str) -> None:
+    bucket, prefix = _s3.split(dest)
+    files = {os.path.relpath(item.path, staging): item.path for item in list_files(staging)}
+    keys = {inner: "/".join(filter(None, (prefix, inner))) for inner in files}
+    old = [_s3.split(item.path)[1] for item in list_s3(dest)]
+    with translated(dest):
+        delete_keys(bucket, [key for key in old if key == "/".join(filter(None, (prefix, last)))])
+        client = _s3.client()
+        try:
+            with ThreadPoolExecutor(TRANSFERS) as pool:
+                first = [inner for inner in files if inner != last]
+                list(pool.map(lambda inner: client.upload_file(files[inner], bucket, keys[inner]), first))
+            delete_keys(bucket, [key for key in old if key not in keys.values()])
+            if last in files:
+                client.upload_file(files[last], bucket, keys[last])
+        except BaseException:
+            delete_keys(bucket, list(keys.values()))
+            raise
+
+
+def fetch_dir(path: PathLike) -> Path:
+    """The folder as a local one: itself, or a copy of the S3 prefix, made once for each version of its files.
+
+    Meant for bundles and searches, megabytes in size. Raises `MissingPathError` when nothing is there.
+    """
+    path = normal(path)
+    if not path.startswith(_s3.SCHEME):
+        if not os.path.isdir(path):
+            raise MissingPathError(f"there is no folder {path}")
+        return Path(path)
+    files = list(list_files(path))
+    versions = "\n".join(f"{item.path} {item.version}" for item in files)
+    cache = Path(tempfile.gettempdir(), f"fer_scale-{os.getuid()}")
+    cache.mkdir(mode=0o700, exist_ok=True)
+    if cache.lstat().st_uid != os.getuid():
+        raise InputError(f"{cache} belongs to another user", "a cache of this user's", "set TMPDIR")
+    local = cache / hashlib.sha256(versions.encode()).hexdigest()[:24]
+    if local.is_dir():
+        return local
+    bucket, prefix = _s3.split(path)
+    client = _s3.client()
+    staging = Path(beside(str(local), "partial"))
+    try:
+        with translated(path), ThreadPoolExecutor(TRANSFERS) as pool:
+            list(pool.map(lambda item: _download(client, bucket, prefix, item, staging), files))
+        with suppress(FileExistsError, OSError):  # another process may have put the same copy there
+            staging.rename(local)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return local
+
+
+def _download(client: Any, bucket: str, prefix: str, item: FileInfo, staging: Path) -> None:
+    key = _s3.split(item.path)[1]
+    target = staging / key[len(prefix) :].lstrip("/")
+    if not target.resolve().is_relative_to(staging.resolve()):
+        raise InputError(f"{item.path} leads out of its folder", "plain names", "remove that key")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    client.download_file(bucket, key, str(target))
