@@ -1,0 +1,1 @@
+"""Faces: bytes to checked pixels, and the store of labelled ones."""

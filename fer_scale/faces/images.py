@@ -1,0 +1,136 @@
+"""Bytes to checked pixels to the array that a network takes: the only preprocessing there is.
+
+Training, evaluation, labelling and serving all come through :func:`prepare`, so the same bytes give the same
+pixels everywhere. Scaling to floats and normalisation belong to the network, which takes uint8.
+"""
+
+import hashlib
+import io
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+
+from fer_scale.errors import InputError
+
+PREPROCESSING_VERSION = 1
+"""Raised whenever :func:`prepare` gives other pixels for the same bytes."""
+
+MAX_BYTES = 32 * 2**20
+MAX_PIXELS = 40_000_000
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+
+ImageFile.LOAD_TRUNCATED_IMAGES = False
+
+
+class ImageError(Exception):
+    """Bytes that give no picture.
+
+    Attributes:
+        reason: a short word for counting: ``empty``, ``too_large``, ``undecodable``, ``truncated``.
+        detail: a line for a person.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """What a network sees of a picture."""
+
+    size: int = 48
+    """Height and width, pixels."""
+    channels: int = 1
+    """1 gray, 3 RGB."""
+
+    def __post_init__(self) -> None:
+        if not 16 <= self.size <= 512:
+            raise InputError(f"size={self.size}", "16 to 512 pixels", "choose an input size in that range")
+        if self.channels not in (1, 3):
+            raise InputError(f"channels={self.channels}", "1 (gray) or 3 (RGB)", "choose one of them")
+
+
+def decode(data: bytes, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode the first frame of a picture, upright, as mode ``L`` or ``RGB``.
+
+    The header is read before the pixels, so a picture that unpacks to more than ``max_pixels`` costs nothing.
+
+    Raises:
+        ImageError: empty, too large, truncated or not a picture.
+    """
+    if not data:
+        raise ImageError("empty", "0 bytes")
+    if len(data) > max_bytes:
+        raise ImageError("too_large", f"{len(data):,} bytes; the limit is {max_bytes:,}")
+    try:
+        with warnings.catch_warnings():
+            # Pillow's own bomb and metadata warnings: the size is checked here, the rest does not change pixels.
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                width, height = image.size
+                if width * height > max_pixels:
+                    raise ImageError("too_large", f"{width}x{height} pixels; the limit is {max_pixels:,}")
+                if not width or not height:
+                    raise ImageError("empty", f"{width}x{height} pixels")
+                image.load()
+                return _plain(ImageOps.exif_transpose(image))
+    except ImageError:
+        raise
+    except UnidentifiedImageError:
+        raise ImageError("undecodable", f"no image format known ({_start(data)})") from None
+    except Exception as error:  # a decoder may raise anything at all on hostile bytes
+        reason = "truncated" if "truncated" in str(error).lower() else "undecodable"
+        raise ImageError(reason, f"{type(error).__name__}: {error}"[:200]) from None
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """16-bit, palette, alpha and CMYK to L or RGB; what is see-through becomes black's opposite, white."""
+    if image.mode in ("L", "RGB"):
+        return image.copy()
+    if image.mode == "1":
+        return image.convert("L")
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        values = np.asarray(image, dtype=np.float64)
+        top = 65535.0 if values.max(initial=0.0) > 255 else 255.0
+        return Image.fromarray(np.clip(np.nan_to_num(values) * (255.0 / top), 0, 255).astype(np.uint8))
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        flat = Image.alpha_composite(white, rgba).convert("RGB")
+        return flat.convert("L") if image.mode in ("LA", "La") else flat
+    return image.convert("RGB")
+
+
+def pixel_sha256(image: Image.Image) -> str:
+    """Hex SHA-256 of mode, size and decoded pixels: two files with the same pixels have the same hash."""
+    head = f"{image.mode}:{image.width}x{image.height}:".encode()
+    return hashlib.sha256(head + image.tobytes()).hexdigest()
+
+
+def to_array(image: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
+    """Centre square, resized with antialiasing, gray or RGB: uint8 ``[C, S, S]``."""
+    mode = "L" if preprocessing.channels == 1 else "RGB"
+    if image.mode != mode:
+        image = image.convert(mode)
+    if image.width != image.height:
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        image = image.crop((left, top, left + side, top + side))
+    if image.width != preprocessing.size:
+        image = image.resize((preprocessing.size, preprocessing.size), Image.Resampling.BILINEAR)
+    pixels = np.asarray(image, dtype=np.uint8)
+    return pixels[None] if preprocessing.channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def prepare(data: bytes, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
+    """Encoded bytes to uint8 ``[C, S, S]``.
+
+    Raises:
+        ImageError: the bytes give no picture.
+    """
+    return to_array(decode(data), preprocessing)

@@ -1,0 +1,121 @@
+"""The face store: labelled faces as Parquet with a manifest, written by ``ingest`` and read by everything else."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from fer_scale import storage
+from fer_scale.errors import InputError
+from fer_scale.faces.images import Preprocessing, prepare
+
+SPLITS = ("train", "val", "calib", "test")
+"""train fits weights; val stops, selects and sets the temperature; calib sets acceptance; test is only reported."""
+
+STORE_VERSION = 1
+
+STORE_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("image", pa.binary()),
+        ("label", pa.string()),
+        ("split", pa.string()),
+        ("source", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("sha256", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Faces:
+    """One split in memory."""
+
+    images: npt.NDArray[np.uint8]
+    """``[N, C, S, S]``"""
+    labels: npt.NDArray[np.int64]
+    """``[N]``, indices into the store's classes."""
+    ids: list[str]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+class Store:
+    """A face store opened for reading."""
+
+    def __init__(self, path: str, manifest: dict[str, Any]) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.classes: list[str] = list(manifest["classes"])
+        self.fingerprint: str = manifest["fingerprint"]
+
+    @classmethod
+    def open(cls, path: str) -> "Store":
+        """Open STORE by its manifest.
+
+        Raises:
+            InputError: nothing is there, it is not a face store, or it is of another version.
+        """
+        manifest_path = storage.join(path, "manifest.json")
+        if not storage.exists(manifest_path):
+            raise InputError(
+                f"{path}", "a face store (a folder with manifest.json)", "make one with: fer-scale ingest SOURCE STORE"
+            )
+        manifest = storage.read_json(manifest_path)
+        if not isinstance(manifest, dict) or manifest.get("version") != STORE_VERSION:
+            found = manifest.get("version") if isinstance(manifest, dict) else type(manifest).__name__
+            raise InputError(
+                f"{manifest_path} of version {found}", f"version {STORE_VERSION}", "ingest the source again"
+            )
+        return cls(path, manifest)
+
+    @property
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Rows by split and class."""
+        counts: dict[str, dict[str, int]] = self.manifest["counts"]["splits"]
+        return counts
+
+    def read(self, split: str, columns: list[str] | None = None) -> pa.Table:
+        """The rows of one split, in the store's order.
+
+        Raises:
+            InputError: the store has no such split; the line lists those it has.
+        """
+        if not sum(self.counts.get(split, {}).values()):
+            there = ", ".join(name for name, by_class in self.counts.items() if sum(by_class.values()))
+            raise InputError(f"split {split!r} of {self.path}", f"one of {there}", "name one of them")
+        filesystem, inner = storage.filesystem(storage.join(self.path, "data"))
+        dataset = ds.dataset(inner, filesystem=filesystem, format="parquet", schema=STORE_SCHEMA)
+        return dataset.to_table(columns=columns, filter=pc.field("split") == split)
+
+    def faces(self, split: str, preprocessing: Preprocessing) -> Faces:
+        """One split decoded into memory: ``N * C * S * S`` bytes.
+
+        Raises:
+            InputError: the store has no such split.
+        """
+        table = self.read(split, ["id", "image", "label"])
+        index = {name: i for i, name in enumerate(self.classes)}
+        labels = np.array([index[name] for name in table["label"].to_pylist()], dtype=np.int64)
+        shape = (table.num_rows, preprocessing.channels, preprocessing.size, preprocessing.size)
+        images = np.empty(shape, dtype=np.uint8)
+
+        def fill(at: int, data: bytes) -> None:
+            images[at] = prepare(data, preprocessing)
+
+        with ThreadPoolExecutor() as pool:
+            for batch_start, batch in _batches(table["image"]):
+                list(pool.map(fill, range(batch_start, batch_start + len(batch)), batch))
+        return Faces(images, labels, table["id"].to_pylist())
+
+
+def _batches(column: pa.ChunkedArray, rows: int = 4096) -> Any:
+    for start in range(0, len(column), rows):
+        yield start, column.slice(start, rows).to_pylist()

@@ -1,0 +1,226 @@
+"""fit(): plain PyTorch, the same for a trial of a search, a laptop and every worker of a distributed fit."""
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from fer_scale.errors import FerScaleError
+from fer_scale.faces.store import Faces
+from fer_scale.families.network import Network
+from fer_scale.learning.augment import Augment, mixup
+from fer_scale.learning.recipe import Recipe
+
+WARMUP = {"one_cycle": 0.3, "cosine": 0.05}
+
+
+class DivergedError(FerScaleError):
+    """The loss is no longer a finite number."""
+
+
+class Batches:
+    """Faces in memory as global batches in an order that the seed alone decides.
+
+    Each batch can be asked for by its step, so a resumed fit goes on with the very next one, and every worker
+    takes its own slice of the same global batch: the result does not depend on how many there are.
+    """
+
+    def __init__(self, faces: Faces, num_classes: int, batch_size: int, seed: int, device: torch.device) -> None:
+        self.size = min(batch_size, len(faces))
+        self.steps_per_epoch = len(faces) // self.size
+        self._faces = faces
+        self._targets = F.one_hot(torch.tensor(faces.labels), num_classes).float()
+        self._seed = seed
+        self._device = device
+        self._epoch = -1
+        self._order: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
+        self._rank, self._world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+    def indices(self, step: int) -> npt.NDArray[np.int64]:
+        """Which faces the global batch of a step holds: int64 ``[size]``."""
+        epoch, at = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._order = np.random.default_rng((self._seed, epoch)).permutation(len(self._faces))
+        return self._order[at * self.size : (at + 1) * self.size]
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """This worker's part: uint8 ``[B, C, S, S]`` and targets float32 ``[B, K]``, on the device."""
+        mine = self.indices(step)[self._rank :: self._world]
+        images, targets = torch.from_numpy(self._faces.images[mine]), self._targets[torch.from_numpy(mine)]
+        if self._device.type == "cuda":
+            images, targets = images.pin_memory(), targets.pin_memory()
+        return images.to(self._device, non_blocking=True), targets.to(self._device, non_blocking=True)
+
+    def share(self, draws: Tensor) -> Tensor:
+        """This worker's rows of what was drawn for the global batch."""
+        return draws[self._rank :: self._world]
+
+
+class Learner:
+    """A network with its optimiser, its averaged weights and the number of steps it has taken."""
+
+    def __init__(
+        self, network: Network, recipe: Recipe, *, class_counts: list[int], seed: int, device: torch.device
+    ) -> None:
+        self.network = network.to(device, memory_format=torch.channels_last)
+        self.recipe = recipe
+        self.device = device
+        self.step = 0
+        self._seed = seed
+        self._augment = Augment(recipe.augmentation, seed)
+        self._optimizer = _optimizer(self.network, recipe)
+        self._base_rates = [group["lr"] for group in self._optimizer.param_groups]
+        self._weights = _class_weights(class_counts, recipe.class_weighting).to(device)
+        self._average: AveragedModel | None = None
+        if recipe.ema:
+            averaging = get_ema_multi_avg_fn(recipe.ema)
+            self._average = AveragedModel(self.network, multi_avg_fn=averaging, use_buffers=True)
+        self._parallel: nn.Module = self.network
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            self._parallel = nn.parallel.DistributedDataParallel(self.network, broadcast_buffers=False)
+
+    def train_step(self, batches: Batches, factor: float) -> Tensor:
+        """One step of the optimiser at ``factor`` times the recipe's rate; the loss, still on the device."""
+        self._parallel.train()
+        for group, rate in zip(self._optimizer.param_groups, self._base_rates, strict=True):
+            group["lr"] = rate * factor
+        images, targets = batches.batch(self.step)
+        images = self._augment(images, batches.share(self._augment.draws(self.step, batches.size)))
+        images, targets = mixup(images, targets, self.recipe.mixup, self._seed, self.step)
+        cuda = self.device.type == "cuda"
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=cuda):
+            logits = self._parallel(images.contiguous(memory_format=torch.channels_last))
+        loss = F.cross_entropy(
+            logits.float(), targets, weight=self._weights, label_smoothing=self.recipe.label_smoothing
+        )
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip)
+        self._optimizer.step()
+        if self._average is not None:
+            self._average.update_parameters(self.network)
+        self.step += 1
+        return loss.detach()
+
+    @property
+    def best(self) -> Network:
+        """The network to keep: the averaged one where the recipe averages."""
+        if self._average is None:
+            return self.network
+        module: Network = self._average.module
+        return module
+
+    @torch.inference_mode()
+    def logits(self, images: npt.NDArray[np.uint8], batch_size: int = 256) -> npt.NDArray[np.float32]:
+        """uint8 ``[N, C, S, S]`` to float32 ``[N, K]`` by the network to keep, without augmentation."""
+        network = self.best.eval()
+        out = []
+        for at in range(0, len(images), batch_size):
+            batch = torch.tensor(images[at : at + batch_size], device=self.device)
+            out.append(network(batch.contiguous(memory_format=torch.channels_last)).float().cpu().numpy())
+        return np.concatenate(out)
+
+    def save(self, path: Path) -> None:
+        """Everything that the next step depends on, as one safetensors file."""
+        tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        if self._average is not None:
+            tensors |= {f"average.{name}": value for name, value in self._average.state_dict().items()}
+        for index, values in self._optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in values.items() if value is not None}
+        save_file({name: value.contiguous() for name, value in tensors.items()}, path, {"step": str(self.step)})
+
+    def load(self, path: Path, step: int) -> None:
+        """Go on from what :meth:`save` wrote at ``step``."""
+        tensors = load_file(path, device=str(self.device))
+        self.network.load_state_dict(_under(tensors, "network."))
+        if self._average is not None:
+            self._average.load_state_dict(_under(tensors, "average."))
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in _under(tensors, "optimizer.").items():
+            index, key = name.split(".", 1)
+            state.setdefault(int(index), {})[key] = value
+        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": state})
+        self.step = step
+
+
+def fit(
+    learner: Learner,
+    batches: Batches,
+    until: int,
+    factor: Callable[[int], float],
+    stop: Callable[[], bool] = lambda: False,
+) -> float:
+    """Train up to step ``until``, at ``factor(step)`` times the recipe's rate; gives the mean training loss.
+
+    Args:
+        stop: asked before every step; True ends the fit there (a deadline, a pruned trial).
+
+    Raises:
+        DivergedError: the loss is not finite; the line names step, rate and batch.
+    """
+    total, steps = torch.zeros((), device=learner.device), 0
+    while learner.step < until and not stop():
+        at = learner.step
+        total += learner.train_step(batches, factor(at))
+        steps += 1
+        # reading the loss waits for the device, so it is read now and then
+        if (steps % 20 == 0 or learner.step == until) and not math.isfinite(total.item()):
+            raise DivergedError(
+                f"the loss is not finite by step {at} (rate {learner.recipe.lr * factor(at):.3g}, "
+                f"rows {batches.indices(at)[:4].tolist()}...); lower lr or clip"
+            )
+    return float(total) / max(steps, 1)
+
+
+def cycle(recipe: Recipe, start: int, end: int) -> Callable[[int], float]:
+    """Learning-rate factor of one anneal from step ``start`` to ``end``: warm up, then a cosine down to 0."""
+    return lambda step: anneal(recipe, (step - start) / max(end - start, 1))
+
+
+def anneal(recipe: Recipe, progress: float) -> float:
+    """Learning-rate factor at a share of the budget, 0 to 1."""
+    warmup = WARMUP[recipe.schedule]
+    if progress < warmup:
+        return 0.04 + 0.96 * progress / warmup
+    return max(0.5 * (1 + math.cos(math.pi * min((progress - warmup) / (1 - warmup), 1.0))), 1e-3)
+
+
+def _optimizer(network: Network, recipe: Recipe) -> torch.optim.Optimizer:
+    groups: list[dict[str, Any]] = []
+    for depth, stage in enumerate(reversed(network.stages)):
+        rate = recipe.lr * recipe.layer_decay**depth
+        for decay, members in _by_decay([p for p in stage if p.requires_grad], recipe.weight_decay):
+            groups.append({"params": members, "lr": rate, "weight_decay": decay})
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=recipe.lr, fused=True)
+    return torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9, nesterov=True, fused=True)
+
+
+def _by_decay(parameters: list[nn.Parameter], decay: float) -> Iterator[tuple[float, list[nn.Parameter]]]:
+    for value, members in (
+        (decay, [p for p in parameters if p.ndim > 1]),
+        (0.0, [p for p in parameters if p.ndim <= 1]),
+    ):
+        if members:
+            yield value, members
+
+
+def _class_weights(counts: list[int], exponent: float) -> Tensor:
+    """Inverse class frequency to ``exponent``, with mean 1 over the rows."""
+    frequency = torch.tensor(counts, dtype=torch.float32).clamp_min(1)
+    weights = (frequency.sum() / frequency) ** exponent
+    return weights * frequency.sum() / (weights * frequency).sum()
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,58 @@
+"""How a network is fitted: one frozen value, the same for a trial of a search and a fit on many workers."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fer_scale.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a network is fitted."""
+
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """``sgd`` has Nesterov momentum 0.9."""
+    lr: float = 0.1
+    """Peak learning rate at ``batch_size``."""
+    schedule: Literal["one_cycle", "cosine"] = "one_cycle"
+    """``one_cycle`` warms up over 30 % of the steps (Smith 2018), ``cosine`` over 5 % (Loshchilov & Hutter 2017)."""
+    weight_decay: float = 5e-4
+    """On weights of two and more dimensions; biases and norms have none."""
+    batch_size: int = 128
+    """Global: the sum over workers."""
+    label_smoothing: float = 0.1
+    """Szegedy et al. 2016, section 7."""
+    mixup: float = 0.0
+    """Beta parameter of mixup (Zhang et al. 2018); 0 leaves it out."""
+    augmentation: float = 1.0
+    """Strength of flip, rotation, scale, shift, contrast and cutout; 0 leaves them out."""
+    class_weighting: float = 0.0
+    """Exponent of inverse class frequency in the loss: 0 none, 1 balanced."""
+    layer_decay: float = 1.0
+    """Factor on the learning rate for each stage further from the head."""
+    ema: float = 0.998
+    """Decay a step of the exponential average of the weights (Polyak & Juditsky 1992); 0 leaves it out."""
+    clip: float = 1.0
+    """Largest gradient norm, per step."""
+
+    def __post_init__(self) -> None:
+        check("lr", self.lr, 0.0, 10.0)
+        check("weight_decay", self.weight_decay, 0.0, 1.0)
+        check("batch_size", self.batch_size, 2, 65536)
+        check("label_smoothing", self.label_smoothing, 0.0, 0.9)
+        check("mixup", self.mixup, 0.0, 10.0)
+        check("augmentation", self.augmentation, 0.0, 3.0)
+        check("class_weighting", self.class_weighting, 0.0, 2.0)
+        check("layer_decay", self.layer_decay, 0.01, 1.0)
+        check("ema", self.ema, 0.0, 0.99999)
+        check("clip", self.clip, 0.01, 1000.0)
+
+
+def check(name: str, value: Any, low: float, high: float) -> None:
+    """Refuse a number out of range.
+
+    Raises:
+        InputError: ``low <= value <= high`` does not hold.
+    """
+    if not low <= value <= high:
+        raise InputError(f"{name}={value}", f"{low} <= {name} <= {high}", "choose a value in that range")

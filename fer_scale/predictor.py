@@ -1,0 +1,115 @@
+"""Bundle to probabilities: the one inference path of evaluate, label and serve."""
+
+import os
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+import torch
+
+from fer_scale.bundle import Bundle
+from fer_scale.errors import InputError
+from fer_scale.learning.calibration import probabilities
+
+Images = npt.NDArray[np.uint8]
+Logits = npt.NDArray[np.float32]
+EngineName = Literal["auto", "onnx", "torch"]
+
+
+class Engine(Protocol):
+    """Images to logits on one device."""
+
+    name: str
+
+    def logits(self, images: Images) -> Logits:
+        """uint8 ``[N, C, S, S]`` to float32 ``[N, K]``."""
+
+
+class OnnxEngine:
+    """ONNX Runtime on the CPU: about twice as fast there as eager PyTorch."""
+
+    name = "onnx"
+
+    def __init__(self, bundle: Bundle, threads: int) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        self._session = ort.InferenceSession(str(bundle.onnx), options, providers=["CPUExecutionProvider"])
+
+    def logits(self, images: Images) -> Logits:
+        """uint8 ``[N, C, S, S]`` to float32 ``[N, K]``."""
+        (out,) = self._session.run(["logits"], {"images": images})
+        return np.asarray(out, dtype=np.float32)
+
+
+class TorchEngine:
+    """PyTorch on a GPU, under autocast, with pinned copies; on the CPU where it is asked for."""
+
+    name = "torch"
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._network = bundle.network().to(self._device, memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def logits(self, images: Images) -> Logits:
+        """uint8 ``[N, C, S, S]`` to float32 ``[N, K]``."""
+        batch = torch.from_numpy(np.ascontiguousarray(images))
+        cuda = self._device.type == "cuda"
+        if cuda:
+            batch = batch.pin_memory().to(self._device, non_blocking=True)
+        with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=cuda and torch.cuda.is_bf16_supported()):
+            out = self._network(batch)
+        result: Logits = out.float().cpu().numpy()
+        return result
+
+
+class Predictor:
+    """A bundle ready to answer.
+
+    Attributes:
+        classes, preprocessing, model_id: as in the bundle.
+        engine: ``onnx`` or ``torch``.
+    """
+
+    def __init__(self, bundle: Bundle, engine: Engine, batch_size: int = 128) -> None:
+        self.bundle = bundle
+        self.classes = bundle.classes
+        self.preprocessing = bundle.preprocessing
+        self.model_id = bundle.model_id
+        self.engine = engine.name
+        self._engine = engine
+        self._batch_size = batch_size
+
+    @classmethod
+    def load(cls, bundle: Bundle | str | Path, engine: EngineName = "auto", threads: int | None = None) -> "Predictor":
+        """Load a bundle into an engine: ``auto`` takes torch where there is a GPU, ONNX Runtime otherwise.
+
+        Args:
+            threads: of ONNX Runtime; None takes every core that this process may run on.
+
+        Raises:
+            InputError: the bundle is not to be trusted or read, or the engine is unknown.
+        """
+        if not isinstance(bundle, Bundle):
+            bundle = Bundle.load(bundle)
+        if engine == "auto":
+            engine = "torch" if torch.cuda.is_available() else "onnx"
+        if engine == "torch":
+            return cls(bundle, TorchEngine(bundle), batch_size=1024)
+        if engine == "onnx":
+            return cls(bundle, OnnxEngine(bundle, threads or len(os.sched_getaffinity(0))))
+        raise InputError(f"engine {engine!r}", "auto, onnx or torch", "name one of them")
+
+    def logits(self, images: Images) -> Logits:
+        """uint8 ``[N, C, S, S]`` to float32 ``[N, K]``, any N, in batches."""
+        if not len(images):
+            return np.zeros((0, len(self.classes)), dtype=np.float32)
+        step = self._batch_size
+        return np.concatenate([self._engine.logits(images[i : i + step]) for i in range(0, len(images), step)])
+
+    def probabilities(self, images: Images) -> npt.NDArray[np.float32]:
+        """uint8 ``[N, C, S, S]`` to calibrated probabilities float32 ``[N, K]``; rows sum to 1."""
+        return probabilities(self.logits(images), self.bundle.temperature)
