@@ -1,0 +1,138 @@
+"""Joining or starting Ray: the only `ray.init` of the package."""
+
+import logging
+import os
+import secrets
+import signal
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Ray reads these when it is imported and when it starts its processes.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import ray
+from ray.exceptions import AuthenticationError, RaySystemError
+
+from fer_scale.console import say
+from fer_scale.errors import InputError
+
+AUTHENTICATION = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+
+TOLERANCE = 1e-6
+"""Shares of CPUs are floats: three times a third is a CPU."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What was joined or started."""
+
+    cpus: float
+    """CPUs of the whole cluster."""
+    gpus: float
+    """GPUs of the whole cluster."""
+    nodes: int
+    """Machines that are alive."""
+    ours: bool
+    """Whether this process started it, so that it ends with this process."""
+
+    def require(self, cpus: float = 0, gpus: float = 0) -> None:
+        """Refuse to ask for more than there is: Ray would wait for it for ever.
+
+        Raises:
+            InputError: fewer CPUs or GPUs are there than are asked for.
+        """
+        for asked, there, kind, way in (
+            (cpus, self.cpus, "CPU", "ask for fewer workers or CPUs, or add nodes"),
+            (gpus, self.gpus, "GPU", "ask for fewer GPUs, or add nodes that have them"),
+        ):
+            if asked > there + TOLERANCE:
+                raise InputError(
+                    f"{asked:g} {kind}s were asked for", f"at most the {there:g} that the cluster has", way
+                )
+
+
+def connect(cpus: float = 1, gpus: float = 0) -> Cluster:
+    """Join the running cluster, or start one on this machine, and check that it has what is asked for.
+
+    A running one is that of the job this process is, of RAY_ADDRESS, or the one `ray start` left on this
+    machine; RAY_ADDRESS=local starts an own one in any case. A started one asks for a token that only this
+    process and its children know, unless RAY_AUTH_MODE says otherwise; to join one, RAY_AUTH_MODE and the
+    token must be those of the cluster.
+
+    Args:
+        cpus: CPUs that will be in use at the same time.
+        gpus: GPUs that will be in use at the same time.
+
+    Raises:
+        InputError: the cluster has fewer CPUs or GPUs, cannot be reached, or refuses the token.
+    """
+    ours = False
+    if not ray.is_initialized():
+        ours = _start()
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    found = Cluster(resources.get("CPU", 0.0), resources.get("GPU", 0.0), len(alive), ours)
+    try:
+        found.require(cpus, gpus)
+    except InputError:
+        if ours:
+            ray.shutdown()
+        raise
+    if not ours:
+        say(f"cluster: {found.nodes} nodes, {found.cpus:g} CPUs, {found.gpus:g} GPUs")
+    return found
+
+
+@contextmanager
+def connected(cpus: float = 1, gpus: float = 0) -> Iterator[Cluster]:
+    """`connect` for the length of a block; what the block started ends with it."""
+    already = ray.is_initialized()
+    cluster = connect(cpus, gpus)
+    try:
+        yield cluster
+    finally:
+        if not already:
+            ray.shutdown()
+
+
+def _start() -> bool:
+    """Run ray.init; True when it started a cluster rather than joined one."""
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    if not any(map(os.environ.get, AUTHENTICATION)) and not Path("~/.ray/auth_token").expanduser().exists():
+        # Ray would write a token into the home folder, and `ray start` and `ray job submit` would go by it.
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    address = os.environ.get("RAY_ADDRESS") or None
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Ray's own deprecations are no news to a user
+            ray.init(
+                address=address,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+    except AuthenticationError as error:
+        raise InputError(
+            f"the Ray cluster at {address or 'this machine'} refused the token",
+            "the token that the cluster was started with",
+            "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH",
+        ) from error
+    except (ConnectionError, TimeoutError, RaySystemError) as error:
+        raise InputError(
+            f"no Ray cluster answers at {address or 'the address that `ray start` left on this machine'}",
+            "a running cluster",
+            "start it, correct RAY_ADDRESS, or set RAY_ADDRESS=local to use this machine alone",
+        ) from error
+    finally:
+        # ray.init puts its own handler in, by which a job that is stopped could not say how to go on.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
+    node: Any = ray._private.worker._global_node
+    return node is not None and bool(node.is_head())
