@@ -1,0 +1,248 @@
+"""Figures as inline SVG that takes its colours and type from the page around it, in light and dark.
+
+matplotlib draws with stand-in colours; `_svg` puts the page's CSS variables in their place.
+"""
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count
+from typing import Any
+
+import matplotlib
+from markupsafe import Markup, escape
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+Series = Sequence[float]
+
+_NAMES = ("ink", "muted", "grid", "paper", "accent", "bad", *(f"c{i}" for i in range(8)))
+_STAND_IN = {name: f"#0e00{i:02x}" for i, name in enumerate(_NAMES)}
+INK, MUTED, GRID, PAPER, ACCENT, BAD = (_STAND_IN[name] for name in _NAMES[:6])
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
+_STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "fer_scale",
+    "font.size": 9.5,
+    "text.color": INK,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": MUTED,
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.major.size": 3,
+    "ytick.major.size": 0,
+    "lines.linewidth": 1.6,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+}
+_numbers = count()
+
+
+def colour(index: int) -> str:
+    """The stand-in of the page's ``--c0`` to ``--c7``, the same as ``var(--c<index>)`` in its HTML."""
+    return _STAND_IN[f"c{index % 8}"]
+
+
+class Plot:
+    """A figure that is being drawn: `axes` to draw on, `svg` once the `plot` block has ended."""
+
+    def __init__(self, axes: Axes) -> None:
+        self.axes = axes
+        self.svg = Markup()
+
+
+@contextmanager
+def plot(title: str, x: str, y: str, size: tuple[float, float] = (5.0, 3.2)) -> Iterator[Plot]:
+    """Draw one figure in the house style.
+
+    Args:
+        title: what it shows, for those who cannot see it.
+        x, y: the axes' labels, with units.
+        size: width and height, inches; the page scales it to its column.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasSVG(figure)
+        drawing = Plot(figure.subplots())
+        drawing.axes.set_xlabel(x)
+        drawing.axes.set_ylabel(y)
+        yield drawing
+        drawing.svg = _svg(figure, title)
+
+
+def _svg(figure: Figure, title: str) -> Markup:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>\s*|<style.*?</style>\s*", "", text, flags=re.S)
+    text = re.sub(r'\s(?:xmlns(?::\w+)?|version|width|height)="[^"]*"(?=[^<>]*>)', "", text, count=0)
+    text = text.replace("xlink:href", "href")
+    text = re.sub(r"font-family: [^;\"]*", "font-family: inherit", text)
+    for name, stand_in in _STAND_IN.items():
+        text = text.replace(stand_in, f"var(--{name})")
+    # Several figures share a page: their names must not meet.
+    prefix = f"f{next(_numbers)}-"
+    text = re.sub(r'\sid="(?!m|p[0-9a-f])[^"]*"', "", text)
+    text = re.sub(r'(\sid="|href="#|url\(#)', rf"\g<1>{prefix}", text)
+    text = text.replace("<svg", '<svg role="img"', 1)
+    start = text.index(">") + 1
+    return Markup(f"{text[:start]}<title>{escape(title)}</title>{text[start:]}")
+
+
+def _percent_axis(axis: Any, digits: int = 0) -> None:
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.{digits}f} %"))
+
+
+def reliability(
+    before: Sequence[dict[str, float]], after: Sequence[dict[str, float]], temperature: float
+) -> Markup:
+    """Accuracy against confidence, before and after temperature scaling (Guo et al. 2017, Figure 1).
+
+    Args:
+        before, after: rows of `fer_scale.learning.metrics.calibration_bins`; a point's area is its share.
+    """
+    with plot("Reliability diagram", "confidence", "accuracy", (4.4, 3.5)) as drawing:
+        axes = drawing.axes
+        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
+        for rows, shade, label in (
+            (before, MUTED, "before, T = 1"),
+            (after, colour(0), f"after, T = {temperature:.2f}"),
+        ):
+            x, y = [row["confidence"] for row in rows], [row["accuracy"] for row in rows]
+            axes.plot(x, y, color=shade, linewidth=1.2)
+            axes.scatter(x, y, s=[8 + 160 * row["share"] for row in rows], color=shade, alpha=0.75, label=label, linewidths=0)
+        low = min((row["confidence"] for row in (*before, *after)), default=0.0)
+        axes.set_xlim(max(0.0, low - 0.06), 1.02)
+        axes.set_ylim(0, 1.02)
+        _percent_axis(axes.xaxis)
+        _percent_axis(axes.yaxis)
+        axes.legend(loc="upper left", markerscale=0.8)
+    return drawing.svg
+
+
+def lines(
+    series: Sequence[tuple[str, Series, Series]], title: str, x: str, y: str, *, percent: tuple[bool, bool] = (False, False)
+) -> Markup:
+    """Lines over one pair of axes.
+
+    Args:
+        series: (name, x values, y values).
+        percent: whether x and y are shares, to be written in per cent.
+    """
+    with plot(title, x, y) as drawing:
+        axes = drawing.axes
+        for index, (name, at, values) in enumerate(series):
+            axes.plot(at, values, color=colour(index), label=name)
+        _percent_axis(axes.xaxis) if percent[0] else None
+        _percent_axis(axes.yaxis) if percent[1] else None
+        if len(series) > 1:
+            axes.legend()
+    return drawing.svg
+
+
+def histogram(
+    values: Series, title: str, x: str, *, bins: int = 20, limits: tuple[float, float] | None = None, y: str = "images"
+) -> Markup:
+    """How often which value occurs; of shares (``limits=(0, 1)``) the axis is in per cent."""
+    with plot(title, x, y, (5.0, 2.8)) as drawing:
+        axes = drawing.axes
+        axes.hist(values, bins=bins, range=limits, color=colour(0), alpha=0.8, rwidth=0.92)
+        axes.grid(visible=False, axis="x")
+        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        if limits == (0, 1):
+            _percent_axis(axes.xaxis)
+    return drawing.svg
+
+
+def bars(names: Sequence[str], values: Series, title: str, x: str) -> Markup:
+    """One horizontal bar a name, the first on top, each with its value."""
+    with plot(title, x, "", (5.0, 0.7 + 0.34 * max(len(names), 1))) as drawing:
+        axes = drawing.axes
+        at = list(range(len(names)))[::-1]
+        axes.barh(at, values, color=[colour(i) for i in range(len(names))], height=0.62, alpha=0.85)
+        for row, value in zip(at, values, strict=True):
+            axes.annotate(f"{value:,.0f}", (value, row), (4, 0), textcoords="offset points", va="center")
+        axes.set_yticks(at, names)
+        axes.margins(x=0.12)
+        axes.grid(visible=False, axis="y")
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    return drawing.svg
+
+
+def accuracy_against_compute(points: Sequence[dict[str, Any]], families: Sequence[str]) -> Markup:
+    """Every trial's validation accuracy against the compute it had, logarithmic; whiskers are its 95 % interval.
+
+    Args:
+        points: dicts of family, seconds (> 0), accuracy, low, high.
+        families: in the order of their colours.
+    """
+    with plot("Validation accuracy against compute, by family", "compute, seconds", "validation accuracy", (7.6, 3.6)) as drawing:
+        axes = drawing.axes
+        axes.set_xscale("log")
+        for index, family in enumerate(families):
+            here = [point for point in points if point["family"] == family]
+            if not here:
+                continue
+            x, y = [p["seconds"] for p in here], [p["accuracy"] for p in here]
+            whiskers = [[p["accuracy"] - p["low"] for p in here], [p["high"] - p["accuracy"] for p in here]]
+            axes.errorbar(x, y, whiskers, fmt="none", ecolor=colour(index), elinewidth=0.9, alpha=0.45)
+            axes.scatter(x, y, s=26, marker=MARKERS[index % 8], color=colour(index), label=family, linewidths=0, zorder=3)
+        _percent_axis(axes.yaxis)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handletextpad=0.2)
+    return drawing.svg
+
+
+def best_so_far(ends: Series, accuracies: Series) -> Markup:
+    """The best validation accuracy known after so much wall time.
+
+    Args:
+        ends: minutes since the search began at which each trial ended, ascending.
+        accuracies: of the same trials.
+    """
+    best, seen = [], 0.0
+    for value in accuracies:
+        seen = max(seen, value)
+        best.append(seen)
+    with plot("Best validation accuracy so far, over time", "minutes since the start", "validation accuracy") as drawing:
+        axes = drawing.axes
+        axes.scatter(ends, accuracies, s=14, color=MUTED, alpha=0.55, linewidths=0, label="a trial")
+        axes.step(ends, best, where="post", color=colour(0), label="best so far")
+        axes.set_xlim(left=0)
+        _percent_axis(axes.yaxis)
+        axes.legend(loc="lower right")
+    return drawing.svg
+
+
+def survivors(rungs: Sequence[Any], counts: Sequence[tuple[str, Sequence[int]]]) -> Markup:
+    """How many trials reached each rung, stacked by family.
+
+    Args:
+        rungs: the rungs' names, lowest first.
+        counts: (family, trials that reached each rung), in the order of the families' colours.
+    """
+    with plot("Trials that reached each rung, by family", "rung", "trials") as drawing:
+        axes = drawing.axes
+        below = [0] * len(rungs)
+        at = range(len(rungs))
+        for index, (family, reached) in enumerate(counts):
+            axes.bar(at, reached, bottom=below, color=colour(index), label=family, width=0.7, alpha=0.85)
+            below = [a + b for a, b in zip(below, reached, strict=True)]
+        axes.set_xticks(list(at), [str(rung) for rung in rungs])
+        axes.grid(visible=False, axis="x")
+        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.legend(loc="upper right")
+    return drawing.svg
