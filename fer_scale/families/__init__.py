@@ -1,0 +1,47 @@
+"""The six model families, by name."""
+
+from typing import Any, Protocol
+
+from fer_scale.faces.images import Preprocessing
+from fer_scale.families import cnn1, cnn2, complex_cnn, efficientnet, resnet, vgg16
+from fer_scale.families.network import Network
+from fer_scale.families.picking import Pick
+
+
+class Family(Protocol):
+    """What a family's module offers."""
+
+    INPUTS: dict[str, list[int]]
+    """Search choices for ``size`` (pixels a side) and ``channels`` (1 or 3) of the input."""
+
+    @property
+    def Config(self) -> type[Any]:
+        """The family's frozen, keyword-only dataclass; checks itself."""
+        ...
+
+    @staticmethod
+    def build(config: Any, preprocessing: Preprocessing, num_classes: int) -> Network:
+        """The network of a configuration, with its weights."""
+        ...
+
+    @staticmethod
+    def reference() -> tuple[Any, Preprocessing]:
+        """The source's configuration and what its network sees."""
+        ...
+
+    @staticmethod
+    def suggest(pick: Pick) -> Any:
+        """Draw a configuration from the search space."""
+        ...
+
+
+FAMILIES: dict[str, Family] = {
+    "cnn1": cnn1,
+    "cnn2": cnn2,
+    "complex_cnn": complex_cnn,
+    "vgg16": vgg16,
+    "resnet": resnet,
+    "efficientnet": efficientnet,
+}
+
+__all__ = ["FAMILIES", "Family", "Network", "Pick"]

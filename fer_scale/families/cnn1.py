@@ -1,0 +1,74 @@
+"""cnn1: the source's small network, three times Conv-MaxPool-Dropout and four dense layers.
+
+The source names the layers and their order, the last dense layer being the output over the classes; the numbers of
+filters (32, 64, 128), the dense widths (128, 64, 32) and ReLU are ours. The source's last activation, the softmax, is
+part of the loss and of the predictor: the network gives logits.
+
+Small inputs: three poolings turn 48x48 into 6x6, which is flattened, so that the head sees where on the face a
+filter answered. Larger maps are averaged down to 6..11 cells a side before, which bounds the head.
+"""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from fer_scale.faces.images import Preprocessing
+from fer_scale.families.checks import between, dense_widths
+from fer_scale.families.layers import conv3x3, dense_head, flatten, initialise, scaled
+from fer_scale.families.network import Network
+from fer_scale.families.picking import Pick
+
+CHANNELS = (32, 64, 128)
+INPUTS: dict[str, list[int]] = {"size": [48, 64], "channels": [1, 3]}
+"""Search choices: side in pixels, and gray (1) or RGB (3)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What can be chosen in cnn1."""
+
+    width: float = 1.0
+    """Multiplies the filters of every convolution, 0.25 to 4."""
+    conv_dropout: float = 0.25
+    """Share of the activations dropped after each pooling, 0 to 0.9."""
+    dense: str = "128-64-32"
+    """Widths of the dense layers before the output, joined by ``-``, or ``none``."""
+    dense_dropout: float = 0.25
+    """Share of the activations dropped after each dense layer, 0 to 0.9."""
+
+    def __post_init__(self) -> None:
+        between("width", self.width, 0.25, 4)
+        between("conv_dropout", self.conv_dropout, 0, 0.9)
+        between("dense_dropout", self.dense_dropout, 0, 0.9)
+        dense_widths(self.dense)
+
+
+def build(config: Config, preprocessing: Preprocessing, num_classes: int) -> Network:
+    """The network for pictures [N, C, S, S] with ``C`` and ``S`` from ``preprocessing``; always from scratch."""
+    backbone = nn.Sequential()
+    inputs, side = preprocessing.channels, preprocessing.size
+    for index, base in enumerate(CHANNELS, start=1):
+        outputs = scaled(base, config.width)
+        layers = [conv3x3(inputs, outputs, bias=True), nn.ReLU(inplace=True), nn.MaxPool2d(2)]
+        backbone.add_module(f"block{index}", nn.Sequential(*layers, nn.Dropout(config.conv_dropout)))
+        inputs, side = outputs, side // 2
+    pool, length = flatten(inputs, side)
+    backbone.add_module("pool", pool)
+    initialise(backbone)
+    head = dense_head(length, dense_widths(config.dense), num_classes, dropout=config.dense_dropout, batch_norm=False)
+    return Network(backbone, head, channels=preprocessing.channels)
+
+
+def reference() -> tuple[Config, Preprocessing]:
+    """The source's configuration: 48x48 gray."""
+    return Config(), Preprocessing(size=48, channels=1)
+
+
+def suggest(pick: Pick) -> Config:
+    """Draw a configuration from the search space."""
+    return Config(
+        width=pick.choice("width", [0.5, 1.0, 1.5, 2.0]),
+        conv_dropout=pick.float("conv_dropout", 0.0, 0.4),
+        dense=pick.choice("dense", ["128", "128-64-32", "256-128", "512-256-128"]),
+        dense_dropout=pick.float("dense_dropout", 0.0, 0.5),
+    )

@@ -1,0 +1,78 @@
+"""cnn2: cnn1's deeper sister, pairs of Conv-BatchNorm-ReLU and a wider dense head.
+
+The source has this network without a list of its layers: that it is deeper and has pairs of Conv-BatchNorm-ReLU and a
+wider dense head is the source's. Ours are four blocks of one pair and a MaxPool-Dropout each, the filters (32, 64,
+128, 256), the dense widths (512, 256, 128) and batch norm in the head.
+
+Small inputs: a block ends without pooling where its map would fall below 3x3; 48x48 gives 24, 12, 6, 3.
+"""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from fer_scale.faces.images import Preprocessing
+from fer_scale.families.checks import between, dense_widths
+from fer_scale.families.layers import SMALLEST_MAP, conv3x3, dense_head, flatten, initialise, scaled
+from fer_scale.families.network import Network
+from fer_scale.families.picking import Pick
+
+CHANNELS = (32, 64, 128, 256)
+INPUTS: dict[str, list[int]] = {"size": [48, 64], "channels": [1, 3]}
+"""Search choices: side in pixels, and gray (1) or RGB (3)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What can be chosen in cnn2."""
+
+    width: float = 1.0
+    """Multiplies the filters of every convolution, 0.25 to 4."""
+    conv_dropout: float = 0.2
+    """Share of the activations dropped after each block, 0 to 0.9."""
+    dense: str = "512-256-128"
+    """Widths of the dense layers before the output, joined by ``-``, or ``none``."""
+    dense_dropout: float = 0.4
+    """Share of the activations dropped after each dense layer, 0 to 0.9."""
+
+    def __post_init__(self) -> None:
+        between("width", self.width, 0.25, 4)
+        between("conv_dropout", self.conv_dropout, 0, 0.9)
+        between("dense_dropout", self.dense_dropout, 0, 0.9)
+        dense_widths(self.dense)
+
+
+def build(config: Config, preprocessing: Preprocessing, num_classes: int) -> Network:
+    """The network for pictures [N, C, S, S] with ``C`` and ``S`` from ``preprocessing``; always from scratch."""
+    backbone = nn.Sequential()
+    inputs, side = preprocessing.channels, preprocessing.size
+    for index, base in enumerate(CHANNELS, start=1):
+        outputs = scaled(base, config.width)
+        layers: list[nn.Module] = []
+        for _ in range(2):
+            layers += [conv3x3(inputs, outputs), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+            inputs = outputs
+        if side // 2 >= SMALLEST_MAP:
+            layers.append(nn.MaxPool2d(2))
+            side //= 2
+        backbone.add_module(f"block{index}", nn.Sequential(*layers, nn.Dropout(config.conv_dropout)))
+    pool, length = flatten(inputs, side)
+    backbone.add_module("pool", pool)
+    initialise(backbone)
+    head = dense_head(length, dense_widths(config.dense), num_classes, dropout=config.dense_dropout, batch_norm=True)
+    return Network(backbone, head, channels=preprocessing.channels)
+
+
+def reference() -> tuple[Config, Preprocessing]:
+    """The source's configuration as far as it is known: 48x48 gray."""
+    return Config(), Preprocessing(size=48, channels=1)
+
+
+def suggest(pick: Pick) -> Config:
+    """Draw a configuration from the search space."""
+    return Config(
+        width=pick.choice("width", [0.5, 0.75, 1.0, 1.5]),
+        conv_dropout=pick.float("conv_dropout", 0.0, 0.4),
+        dense=pick.choice("dense", ["none", "256", "512-256", "512-256-128"]),
+        dense_dropout=pick.float("dense_dropout", 0.1, 0.6),
+    )
