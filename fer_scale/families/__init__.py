@@ -19,18 +19,15 @@ class Family(Protocol):
         """The family's frozen, keyword-only dataclass; checks itself."""
         ...
 
-    @staticmethod
-    def build(config: Any, preprocessing: Preprocessing, num_classes: int) -> Network:
+    def build(self, config: Any, preprocessing: Preprocessing, num_classes: int) -> Network:
         """The network of a configuration, with its weights."""
         ...
 
-    @staticmethod
-    def reference() -> tuple[Any, Preprocessing]:
+    def reference(self) -> tuple[Any, Preprocessing]:
         """The source's configuration and what its network sees."""
         ...
 
-    @staticmethod
-    def suggest(pick: Pick) -> Any:
+    def suggest(self, pick: Pick) -> Any:
         """Draw a configuration from the search space."""
         ...
 

@@ -1,11 +1,11 @@
 """cnn1: the source's small network, three times Conv-MaxPool-Dropout and four dense layers.
 
-The source names the layers and their order, the last dense layer being the output over the classes; the numbers of
-filters (32, 64, 128), the dense widths (128, 64, 32) and ReLU are ours. The source's last activation, the softmax, is
-part of the loss and of the predictor: the network gives logits.
+The source names the layers and their order, the last dense layer being the output over the classes; the
+numbers of filters (32, 64, 128), the dense widths (128, 64, 32) and ReLU are ours. The source's last
+activation, the softmax, is part of the loss and of the predictor: the network gives logits.
 
-Small inputs: three poolings turn 48x48 into 6x6, which is flattened, so that the head sees where on the face a
-filter answered. Larger maps are averaged down to 6..11 cells a side before, which bounds the head.
+Small inputs: three poolings turn 48x48 into 6x6, which is flattened, so that the head sees where on the face
+a filter answered. Larger maps are averaged down to 6..11 cells a side before, which bounds the head.
 """
 
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ class Config:
 
 
 def build(config: Config, preprocessing: Preprocessing, num_classes: int) -> Network:
-    """The network for pictures [N, C, S, S] with ``C`` and ``S`` from ``preprocessing``; always from scratch."""
+    """The network for pictures [N, C, S, S], C and S from ``preprocessing``; always from scratch."""
     backbone = nn.Sequential()
     inputs, side = preprocessing.channels, preprocessing.size
     for index, base in enumerate(CHANNELS, start=1):
@@ -55,7 +55,9 @@ def build(config: Config, preprocessing: Preprocessing, num_classes: int) -> Net
     pool, length = flatten(inputs, side)
     backbone.add_module("pool", pool)
     initialise(backbone)
-    head = dense_head(length, dense_widths(config.dense), num_classes, dropout=config.dense_dropout, batch_norm=False)
+    head = dense_head(
+        length, dense_widths(config.dense), num_classes, dropout=config.dense_dropout, batch_norm=False
+    )
     return Network(backbone, head, channels=preprocessing.channels)
 
 

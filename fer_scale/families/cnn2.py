@@ -1,8 +1,8 @@
 """cnn2: cnn1's deeper sister, pairs of Conv-BatchNorm-ReLU and a wider dense head.
 
-The source has this network without a list of its layers: that it is deeper and has pairs of Conv-BatchNorm-ReLU and a
-wider dense head is the source's. Ours are four blocks of one pair and a MaxPool-Dropout each, the filters (32, 64,
-128, 256), the dense widths (512, 256, 128) and batch norm in the head.
+The source has this network without a list of its layers: that it is deeper and has pairs of Conv-BatchNorm-
+ReLU and a wider dense head is the source's. Ours are four blocks of one pair and a MaxPool-Dropout each, the
+filters (32, 64, 128, 256), the dense widths (512, 256, 128) and batch norm in the head.
 
 Small inputs: a block ends without pooling where its map would fall below 3x3; 48x48 gives 24, 12, 6, 3.
 """
@@ -43,7 +43,7 @@ class Config:
 
 
 def build(config: Config, preprocessing: Preprocessing, num_classes: int) -> Network:
-    """The network for pictures [N, C, S, S] with ``C`` and ``S`` from ``preprocessing``; always from scratch."""
+    """The network for pictures [N, C, S, S], C and S from ``preprocessing``; always from scratch."""
     backbone = nn.Sequential()
     inputs, side = preprocessing.channels, preprocessing.size
     for index, base in enumerate(CHANNELS, start=1):
@@ -59,7 +59,9 @@ def build(config: Config, preprocessing: Preprocessing, num_classes: int) -> Net
     pool, length = flatten(inputs, side)
     backbone.add_module("pool", pool)
     initialise(backbone)
-    head = dense_head(length, dense_widths(config.dense), num_classes, dropout=config.dense_dropout, batch_norm=True)
+    head = dense_head(
+        length, dense_widths(config.dense), num_classes, dropout=config.dense_dropout, batch_norm=True
+    )
     return Network(backbone, head, channels=preprocessing.channels)
 
 

@@ -1,9 +1,10 @@
-"""complex_cnn: five blocks Conv-BatchNorm-LeakyReLU-MaxPool-Dropout, then dense 512 and 256, as in the source.
+"""complex_cnn: five blocks Conv-BatchNorm-LeakyReLU-MaxPool-Dropout, then dense 512 and 256, as in the
+source.
 
 The filters (32, 64, 128, 256, 512 at width 1) and the slope of the LeakyReLU are ours.
 
-Small inputs: five poolings would leave 1x1 of 48x48, so a block whose map would fall below 3x3 does without its
-pooling; 48x48 gives 24, 12, 6, 3, 3, and the head sees the nine cells apart.
+Small inputs: five poolings would leave 1x1 of 48x48, so a block whose map would fall below 3x3 does without
+its pooling; 48x48 gives 24, 12, 6, 3, 3, and the head sees the nine cells apart.
 """
 
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ class Config:
 
 
 def build(config: Config, preprocessing: Preprocessing, num_classes: int) -> Network:
-    """The network for pictures [N, C, S, S] with ``C`` and ``S`` from ``preprocessing``; always from scratch."""
+    """The network for pictures [N, C, S, S], C and S from ``preprocessing``; always from scratch."""
     backbone = nn.Sequential()
     inputs, side = preprocessing.channels, preprocessing.size
     for index, base in enumerate(CHANNELS, start=1):
@@ -59,7 +60,9 @@ def build(config: Config, preprocessing: Preprocessing, num_classes: int) -> Net
     pool, length = flatten(inputs, side)
     backbone.add_module("pool", pool)
     initialise(backbone)
-    head = dense_head(length, dense_widths(config.dense), num_classes, dropout=config.dense_dropout, batch_norm=True)
+    head = dense_head(
+        length, dense_widths(config.dense), num_classes, dropout=config.dense_dropout, batch_norm=True
+    )
     return Network(backbone, head, channels=preprocessing.channels)
 
 

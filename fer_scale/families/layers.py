@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 SMALLEST_MAP = 3
-"""Side in cells below which a feature map is not halved: a smile and a frown differ in where, not only in what."""
+"""Side in cells that halving a feature map must leave: a smile and a frown differ in where, not in what."""
 
 
 def scaled(channels: int, width: float) -> int:
-    """``channels`` times ``width``, rounded to a multiple of 8 (what AVX2 convolutions want), at least 8."""
+    """``channels`` times ``width``, rounded to a multiple of 8 (which AVX2 likes), at least 8."""
     return max(8, round(channels * width / 8) * 8)
 
 
@@ -19,7 +19,7 @@ def conv3x3(inputs: int, outputs: int, *, bias: bool = False) -> nn.Conv2d:
 
 
 def flatten(channels: int, side: int) -> tuple[nn.Sequential, int]:
-    """Flatten a map [N, channels, side, side], averaging it down to 6 to 11 cells a side first when it is larger.
+    """Flatten a map [N, channels, side, side]; from 12 cells a side on it is averaged down to 6..11 first.
 
     Returns:
         The module, and the length of the vector that it gives.
@@ -29,11 +29,13 @@ def flatten(channels: int, side: int) -> tuple[nn.Sequential, int]:
     return nn.Sequential(pool, nn.Flatten()), channels * (side // kernel) ** 2
 
 
-def dense_head(inputs: int, widths: Sequence[int], classes: int, *, dropout: float, batch_norm: bool) -> nn.Sequential:
-    """Dense layers with ReLU and dropout, with batch norm if wanted, then the output layer: [N, inputs] to [N, classes].
+def dense_head(
+    inputs: int, widths: Sequence[int], classes: int, *, dropout: float, batch_norm: bool
+) -> nn.Sequential:
+    """Dense layers with ReLU, dropout and, if wanted, batch norm, then the output layer.
 
-    Without dense layers the dropout stands before the output layer. After a layer of 64 units or fewer half as much
-    is dropped: a narrow layer has nothing to spare.
+    [N, inputs] to [N, classes]. Without dense layers the dropout stands before the output layer. After a layer
+    of 64 units or fewer half as much is dropped: a narrow layer has nothing to spare.
     """
     layers: list[nn.Module] = [] if widths else [nn.Dropout(dropout)]
     for width in widths:
@@ -56,7 +58,7 @@ class GlobalAverage(nn.Module):
 
 
 def initialise(module: nn.Module) -> None:
-    """He et al. 2015 (arXiv:1502.01852, eq. 10) for convolutions and dense layers that feed a ReLU; in place."""
+    """Initialise convolutions and dense layers that feed a ReLU (He et al. 2015, arXiv:1502.01852)."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")

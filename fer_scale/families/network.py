@@ -16,16 +16,16 @@ PLAIN_STD = 0.25 * GRAY_LEVELS
 class Network(nn.Module):
     """Pixels to logits.
 
-    The backbone is a sequence of named stages from the input on; its last module holds no parameters and turns the
-    feature map into one vector a picture, so that the head can be fitted on stored features.
+    The backbone is a sequence of named stages from the input on; its last module has no parameters and turns
+    the feature map into one vector a picture, so that the head can be fitted on stored features.
 
     Args:
         backbone: the stages, then the pooling or flattening; [N, C, S, S] to [N, F].
-        head: [N, F] to [N, K] logits. Contains batch norm in most families: a training batch of 1 is refused by torch.
+        head: [N, F] to [N, K] logits. Mostly with batch norm: torch refuses a training batch of 1.
         channels: channels of the pictures, 1 or 3.
         mean: what is subtracted, in gray levels (0..255), one value or one a channel.
         std: what is divided by, in gray levels, one value or one a channel.
-        weights: which weights the backbone really started from, as said by :func:`fer_scale.families.weights.load`.
+        weights: which weights the backbone really started from, from :func:`fer_scale.families.weights.load`.
         frozen: how many of the first stages are not trained.
     """
 
@@ -47,7 +47,7 @@ class Network(nn.Module):
         self.backbone = backbone
         self.head = head
         self.weights = weights
-        # One value a channel whatever was given, so that a state dict fits whichever weights the network began with.
+        # One value a channel whatever was given: a state dict then fits whatever the network began with.
         self.register_buffer("mean", torch.tensor(mean).expand(channels).reshape(1, -1, 1, 1).clone())
         self.register_buffer("scale", (1.0 / torch.tensor(std)).expand(channels).reshape(1, -1, 1, 1).clone())
         self.frozen = 0
@@ -62,7 +62,7 @@ class Network(nn.Module):
         return cast(Tensor, self.backbone(self._normalise(x)))
 
     def feature_map(self, x: Tensor) -> Tensor:
-        """uint8 or float [N, C, S, S] in 0..255 to the last stage's output before pooling, float [N, F', H, W]."""
+        """uint8 or float [N, C, S, S] in 0..255 to the last stage's output, float [N, F', H, W]."""
         return cast(Tensor, self.backbone[:-1](self._normalise(x)))
 
     def _normalise(self, x: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ class Network(nn.Module):
 
     @property
     def stages(self) -> list[list[nn.Parameter]]:
-        """Parameters from the input to the head, one list a stage and the head last; frozen ones are among them."""
+        """Parameters from the input on, one list a stage and the head's last; frozen ones are among them."""
         return [list(stage.parameters()) for stage in self._trainable()] + [list(self.head.parameters())]
 
     @property
@@ -83,7 +83,7 @@ class Network(nn.Module):
         return [stage for stage in self.backbone if next(stage.parameters(), None) is not None]
 
     def freeze(self, count: int) -> None:
-        """Exclude the first ``count`` stages from training and train all others; their batch norm keeps its statistics.
+        """Freeze the first ``count`` stages, batch norm statistics included, and train all others.
 
         Call it again with a smaller count to unfreeze step by step.
 

@@ -1,4 +1,4 @@
-"""How a family draws a configuration, whatever searches: Optuna, a random generator, or values that are given."""
+"""How a family draws a configuration, whatever searches: Optuna, a random generator, or given values."""
 
 from collections.abc import Sequence
 from typing import Protocol, TypeVar
@@ -7,7 +7,7 @@ T = TypeVar("T", bound=bool | int | float | str | None)
 
 
 class Pick(Protocol):
-    """Draws one value a name. Within one configuration a name is drawn once, and it is the field's own name."""
+    """Draws one value a name. A configuration draws a name once, and it is the name of the field."""
 
     def choice(self, name: str, values: Sequence[T]) -> T:
         """One of ``values``; the list for a name is always the same."""

@@ -1,16 +1,18 @@
 """resnet: residual networks (He et al. 2015, arXiv:1512.03385) from timm, and slim ones for small pictures.
 
-The source names the family, not the variant: resnet18 as the reference is ours. The slim variants have the same basic
-blocks with half the channels (32, 64, 128, 256 at width 1); there are no ImageNet weights for them.
+The source names the family, not the variant: resnet18 as the reference is ours. The slim variants have the
+same basic blocks with half the channels (32, 64, 128, 256 at width 1); there are no ImageNet weights for
+them.
 
-Small inputs: a ResNet shrinks the picture to a quarter before its first block and 48x48 to 2x2 at its end. ``stem``
-says how much the stem shrinks: 4 as in the paper, 2 with the first convolution at stride 1, 1 without the pooling
-too. Left open, it is 2 for inputs under 96 pixels, which ends 48x48 as 3x3 (6x6 with stem 1 or cut 3), and 4 from
-there on. Pretrained filters stay as they are.
+Small inputs: a ResNet shrinks the picture to a quarter before its first block and 48x48 to 2x2 at its end.
+``stem`` says how much the stem shrinks: 4 as in the paper, 2 with the first convolution at stride 1, 1
+without the pooling too. Left open, it is 2 for inputs under 96 pixels, which ends 48x48 as 3x3 (6x6 with stem
+1 or cut 3), and 4 from there on. Pretrained filters stay as they are.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import timm
 from timm.models.resnet import BasicBlock, ResNet
@@ -54,7 +56,9 @@ class Config(TransferConfig):
             expected = f"width=1, or one of {', '.join(SLIM)}"
             raise InputError(f"width={self.width} for {self.variant}", expected, "change one of the two")
         if self.variant in SLIM and self.weights == "imagenet":
-            raise InputError(f"weights=imagenet for {self.variant}", "auto, none or a path", "change one of the two")
+            raise InputError(
+                f"weights=imagenet for {self.variant}", "auto, none or a path", "change one of the two"
+            )
 
 
 def build(config: Config, preprocessing: Preprocessing, num_classes: int) -> Network:
@@ -63,6 +67,7 @@ def build(config: Config, preprocessing: Preprocessing, num_classes: int) -> Net
     Raises:
         InputError: weights asked for by name cannot be had.
     """
+    model: Any
     if config.variant in SLIM:
         model = _slim(config, preprocessing.channels)
         used = "none" if config.weights == "auto" else load(model, config)
@@ -81,11 +86,12 @@ def build(config: Config, preprocessing: Preprocessing, num_classes: int) -> Net
     return assemble(stages, features, config, used, preprocessing, num_classes)
 
 
-def _slim(config: Config, channels: int) -> ResNet:
-    """timm's ResNet of basic blocks with a 3x3 stem of its own width: timm fixes the plain stem at 64 channels."""
+def _slim(config: Config, channels: int) -> Any:
+    """timm's ResNet of basic blocks with a narrower 3x3 stem: timm fixes the plain stem at 64 channels."""
     widths = tuple(scaled(base, config.width) for base in SLIM_CHANNELS)
-    model = ResNet(
-        BasicBlock,
+    block: Any = BasicBlock  # timm annotates the argument as an instance
+    model: Any = ResNet(
+        block,
         tuple(SLIM[config.variant]),
         num_classes=0,
         in_chans=channels,
@@ -110,14 +116,18 @@ def reference() -> tuple[Config, Preprocessing]:
 
 def suggest(pick: Pick) -> Config:
     """Draw a configuration from the search space."""
-    variant = pick.choice("variant", ["slim10", "slim14", "slim18", "resnet10t", "resnet18", "resnet34", "resnet50"])
+    variant = pick.choice(
+        "variant", ["slim10", "slim14", "slim18", "resnet10t", "resnet18", "resnet34", "resnet50"]
+    )
     dense = pick.choice("dense", ["none", "256", "512-256"])
     dropout = pick.float("dropout", 0.0, 0.5)
     cut = pick.choice("cut", [3, 4])
     if variant in SLIM:
         width = pick.choice("width", [0.75, 1.0, 1.5, 2.0])
         stem = pick.choice("stem", [None, 1])
-        return Config(variant=variant, weights="none", cut=cut, dense=dense, dropout=dropout, width=width, stem=stem)
+        return Config(
+            variant=variant, weights="none", cut=cut, dense=dense, dropout=dropout, width=width, stem=stem
+        )
     weights = pick.choice("weights", ["auto", "none"])
     unfreeze = suggest_unfreeze(pick, weights)
     return Config(variant=variant, weights=weights, cut=cut, unfreeze=unfreeze, dense=dense, dropout=dropout)

@@ -1,4 +1,5 @@
-"""What the transfer families share: a timm network without its output layer, cut, partly frozen, under a dense head."""
+"""What the transfer families share: a timm network without its output layer, cut, partly frozen, under a
+dense head."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,8 +12,8 @@ from fer_scale.faces.images import Preprocessing
 from fer_scale.families import weights as sources
 from fer_scale.families.checks import between, dense_widths
 from fer_scale.families.layers import GlobalAverage, dense_head
-from fer_scale.families.picking import Pick
 from fer_scale.families.network import GRAY_LEVELS, PLAIN_MEAN, PLAIN_STD, Network
+from fer_scale.families.picking import Pick
 
 SMALL_INPUT = 96
 """Side in pixels below which a backbone made for 224x224 shrinks the picture less at its start."""
@@ -25,11 +26,11 @@ class TransferConfig:
     variant: str
     """timm's name of the network, or one of the family's own."""
     weights: str = "auto"
-    """``auto``, ``imagenet``, ``none``, or a state dict's path, local or s3:// (see families/weights.py)."""
+    """``auto``, ``imagenet``, ``none``, or a state dict's path, local or s3://."""
     cut: int
     """The last stage of the backbone that is kept, counted from the input; the stem is 0, the first stage 1."""
     unfreeze: int | None = None
-    """How many of the last kept stages are trained, None for all. From scratch all are, whatever is said here."""
+    """How many of the last kept stages are trained, None for all; from scratch all are."""
     dense: str = "none"
     """Widths of the dense layers with batch norm before the output, joined by ``-``, or ``none``."""
     dropout: float = 0.3
@@ -51,7 +52,12 @@ class TransferConfig:
 
 
 def assemble(
-    stages: Sequence[tuple[str, nn.Module]], features: int, config: TransferConfig, used: str, inputs: Preprocessing, classes: int
+    stages: Sequence[tuple[str, nn.Module]],
+    features: int,
+    config: TransferConfig,
+    used: str,
+    inputs: Preprocessing,
+    classes: int,
 ) -> Network:
     """Put stages, pooling and head together.
 
@@ -85,7 +91,7 @@ def load(model: nn.Module, config: TransferConfig) -> str:
 
 
 def _normalisation(variant: str, channels: int) -> tuple[list[float], list[float]]:
-    """Mean and deviation that the pretrained weights were fitted with, in gray levels; for gray the channels' average."""
+    """Mean and deviation that the weights were fitted with, in gray levels; for gray their average."""
     cfg = get_pretrained_cfg(variant)
     if cfg is None:
         return [PLAIN_MEAN], [PLAIN_STD]

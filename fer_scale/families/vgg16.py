@@ -1,13 +1,15 @@
-"""vgg16: VGG with batch norm (Simonyan and Zisserman 2014, arXiv:1409.1556, configurations A, B, D) from timm.
+"""vgg16: VGG with batch norm (Simonyan and Zisserman 2014, arXiv:1409.1556, configurations A, B, D) from
+timm.
 
-The source puts a dense head 512, 256, 128, 64, 32 on VGG16 without its output layer; batch norm in the convolutions
-(timm's vgg16_bn) is ours, VGG16 without it hardly learns from scratch.
+The source puts a dense head 512, 256, 128, 64, 32 on VGG16 without its output layer; batch norm in the
+convolutions (timm's vgg16_bn) is ours, VGG16 without it hardly learns from scratch.
 
-Small inputs: VGG halves five times, 48x48 would end as 1x1. A block whose map would fall below 3x3 does without its
-pooling: 48x48 gives 24, 12, 6, 3, 3.
+Small inputs: VGG halves five times, 48x48 would end as 1x1. A block whose map would fall below 3x3 does
+without its pooling: 48x48 gives 24, 12, 6, 3, 3.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import timm
 from torch import nn
@@ -27,7 +29,7 @@ INPUTS: dict[str, list[int]] = {"size": [48, 64], "channels": [1, 3]}
 
 @dataclass(frozen=True, kw_only=True)
 class Config(TransferConfig):
-    """What can be chosen in vgg16: as in every transfer family. The stages are the five blocks; there is no stem."""
+    """What can be chosen in vgg16, as in every transfer family; the stages are five blocks, no stem."""
 
     variant: str = "vgg16_bn"
     cut: int = STAGES
@@ -44,8 +46,10 @@ def build(config: Config, preprocessing: Preprocessing, num_classes: int) -> Net
     Raises:
         InputError: weights asked for by name cannot be had.
     """
-    # timm builds a 4096-wide head of 120 M parameters before the output layer; mlp_ratio makes it next to nothing.
-    model = timm.create_model(config.variant, in_chans=preprocessing.channels, num_classes=0, mlp_ratio=1 / 4096)
+    # timm builds a head of 120 M parameters even without an output layer; mlp_ratio makes it next to nothing.
+    model: Any = timm.create_model(
+        config.variant, in_chans=preprocessing.channels, num_classes=0, mlp_ratio=1 / 4096
+    )
     model.pre_logits = nn.Identity()
     used = load(model, config)
     stages: list[tuple[str, nn.Module]] = []

