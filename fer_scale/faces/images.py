@@ -106,6 +106,13 @@ def _plain(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def encode_png(pixels: npt.NDArray[np.uint8]) -> bytes:
+    """uint8 ``[H, W]`` (gray) or ``[H, W, 3]`` to PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
 def pixel_sha256(image: Image.Image) -> str:
     """Hex SHA-256 of mode, size and decoded pixels: two files with the same pixels have the same hash."""
     head = f"{image.mode}:{image.width}x{image.height}:".encode()

@@ -1,0 +1,234 @@
+"""Sources that are tables: Parquet with a column mapping, fer2013.csv, and any CSV of pixels or picture paths."""
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fer_scale import storage
+from fer_scale.errors import InputError, MissingPathError
+from fer_scale.faces.images import ImageError
+from fer_scale.faces.records import FER2013_LABELS, Columns, Record, is_pixel_text, png_of_pixel_text
+
+BATCH_ROWS = 256
+MAX_CELL = 64 * 2**20
+"""Characters in one CSV cell: above it the file is refused."""
+
+
+class ParquetSource:
+    """Parquet files with one mapping of columns for all of them.
+
+    Files that lack a mapped column are left out with a remark; where all lack one it is an `InputError`.
+    """
+
+    def __init__(self, root: str, names: list[str], columns: Columns) -> None:
+        """``names`` are relative to the folder ``root``."""
+        self.root = root
+        self.columns = columns
+        self.remarks: list[str] = []
+        self.total: int | None = 0
+        self._wanted = [c for c in (columns.image, columns.label, columns.id, columns.split) if c is not None]
+        self._names = [name for name in names if self._usable(name)]
+        if not self._names:
+            raise InputError(
+                f"{self.remarks[0] if self.remarks else root}",
+                f"the columns {', '.join(self._wanted)}",
+                "name yours with --image-column, --label-column, --id-column, --split-column",
+            )
+
+    def _usable(self, name: str) -> bool:
+        with self._open(name) as file:
+            there = file.schema_arrow.names
+            missing = [column for column in self._wanted if column not in there]
+            if missing:
+                self.remarks.append(
+                    f"{name} has no column {', '.join(missing)} (it has {', '.join(there)}) and is left out"
+                )
+                return False
+            kind = file.schema_arrow.field(self.columns.image).type
+            if _reader_of(kind) is None:
+                raise InputError(
+                    f"column {self.columns.image!r} of {name} is {kind}",
+                    "encoded pictures (binary), pixel text, paths, or a struct with bytes",
+                    "name the picture column with --image-column",
+                )
+            if self.columns.split is None and "split" in there:
+                self.remarks.append(f"{name} has a column 'split' that is not used; --split-column split uses it")
+            self.total = (self.total or 0) + file.metadata.num_rows
+        return True
+
+    def _open(self, name: str) -> pq.ParquetFile:
+        path = storage.join(self.root, name)
+        try:
+            return pq.ParquetFile(storage.open_input(path), pre_buffer=False)
+        except pa.ArrowInvalid as error:
+            raise InputError(f"{path} ({str(error)[:120]})", "a Parquet file", "check or remove the file") from None
+
+    def labels(self) -> Counter[str]:
+        """Rows by raw label, from the label column alone; split names are checked on the way.
+
+        Raises:
+            InputError: a split name that is not known.
+        """
+        counts: Counter[str] = Counter()
+        for name in self._names:
+            with self._open(name) as file:
+                wanted = [c for c in (self.columns.label, self.columns.split) if c is not None]
+                for batch in file.iter_batches(batch_size=65536, columns=wanted):
+                    counts.update(
+                        {_text(v["values"]): v["counts"] for v in batch[self.columns.label].value_counts().to_pylist()}
+                    )
+                    if self.columns.split is not None:
+                        for value in batch[self.columns.split].unique().to_pylist():
+                            self.columns.split_of_cell(value, f"column {self.columns.split!r} of {name}")
+        return counts
+
+    def records(self) -> Iterator[Record]:
+        """All rows, file by file, `BATCH_ROWS` at a time in memory."""
+        columns = self.columns
+        for name in self._names:
+            row = 0
+            folder = storage.join(self.root, name).rpartition("/")[0]
+            with self._open(name) as file:
+                read = _reader_of(file.schema_arrow.field(columns.image).type) or _bytes_of
+                for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=self._wanted):
+                    for cells in batch.to_pylist():
+                        given = "" if columns.id is None else _text(cells[columns.id])
+                        payload = read(cells[columns.image], folder)
+                        yield Record(
+                            id=given or f"{name}#{row}",
+                            payload=payload,
+                            label=_text(cells[columns.label]),
+                            split="" if columns.split is None else columns.split_of_cell(cells[columns.split], name),
+                            source=name,
+                            size=len(payload) if isinstance(payload, bytes) else 0,
+                        )
+                        row += 1
+
+
+Reader = Callable[[Any, str], bytes | Callable[[], bytes]]
+
+
+def _reader_of(kind: pa.DataType) -> Reader | None:
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
+        return _bytes_of
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return text_payload
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        return _bytes_of_struct
+    return None
+
+
+def _bytes_of(value: bytes | None, folder: str) -> bytes:
+    return value or b""
+
+
+def _bytes_of_struct(value: dict[str, Any] | None, folder: str) -> bytes:
+    return (value or {}).get("bytes") or b""
+
+
+def text_payload(value: str | None, folder: str) -> bytes | Callable[[], bytes]:
+    """A text cell: pixels, or the path of a picture, relative to the table's folder."""
+    if not value or not value.strip():
+        return b""
+    if is_pixel_text(value):
+        return partial(png_of_pixel_text, value)
+    absolute = "://" in value or value.startswith("/")
+    return partial(read_picture, value if absolute else storage.join(folder, value))
+
+
+def read_picture(path: str) -> bytes:
+    """The bytes of one picture file.
+
+    Raises:
+        ImageError: it cannot be read (it is not there).
+    """
+    try:
+        return storage.read_bytes(path)
+    except MissingPathError as error:
+        raise ImageError("unreadable", str(error)[:200]) from None
+
+
+class CsvSource:
+    """CSV files: fer2013.csv (emotion, pixels, Usage), or the mapped columns with pixels or picture paths."""
+
+    def __init__(self, names: list[str], open_text: Callable[[str], io.TextIOBase], folder: str, columns: Columns):
+        """``open_text(name)`` opens one of ``names``; ``folder`` is where relative picture paths start."""
+        self.columns = columns
+        self.remarks: list[str] = []
+        self.total: int | None = None
+        self._names = names
+        self._open = open_text
+        self._folder = folder
+
+    def labels(self) -> None:
+        """Not known ahead: a CSV is read once."""
+        return None
+
+    def records(self) -> Iterator[Record]:
+        """All rows, one at a time in memory.
+
+        Raises:
+            InputError: a column is missing, a split name is not known, or the file is no CSV.
+        """
+        csv.field_size_limit(MAX_CELL)
+        for name in self._names:
+            with self._open(name) as text:
+                rows = csv.reader(text)
+                try:
+                    yield from self._rows(rows, name)
+                except (csv.Error, UnicodeDecodeError) as error:
+                    raise InputError(
+                        f"{name}, line {rows.line_num} ({error})", "CSV text in UTF-8", "mend or convert the file"
+                    ) from None
+
+    def _rows(self, rows: Iterator[list[str]], name: str) -> Iterator[Record]:
+        columns = self.columns
+        header = [cell.strip() for cell in next(rows, [])]
+        image = self._find(header, columns.image, "image", "pixels", name)
+        label = self._find(header, columns.label, "label", "emotion", name)
+        numbered = header[label].lower() == "emotion"
+        ident = None if columns.id is None else self._find(header, columns.id, None, None, name)
+        if columns.split is not None:
+            split: int | None = self._find(header, columns.split, None, None, name)
+        else:
+            split = next((i for i, cell in enumerate(header) if cell.lower() == "usage"), None)
+        for number, row in enumerate(rows):
+            if not row:
+                continue
+            cells = row + [""] * (len(header) - len(row))
+            given = cells[label].strip()
+            if numbered and given.isdecimal() and int(given) < len(FER2013_LABELS):
+                given = FER2013_LABELS[int(given)]
+            yield Record(
+                id=(cells[ident].strip() if ident is not None else "") or f"{name}#{number}",
+                payload=text_payload(cells[image], self._folder),
+                label=given,
+                split="" if split is None else columns.split_of_cell(cells[split], f"column {header[split]!r}"),
+                source=name,
+                size=len(cells[image]),
+            )
+
+    @staticmethod
+    def _find(header: list[str], wanted: str, default: str | None, other: str | None, name: str) -> int:
+        """Where a column is: by its name, by its name in another case, or by FER2013's name for a default."""
+        if wanted in header:
+            return header.index(wanted)
+        lower = [cell.lower() for cell in header]
+        for candidate in [wanted.lower(), *([other] if other and wanted == default else [])]:
+            if candidate in lower:
+                return lower.index(candidate)
+        raise InputError(
+            f"{name} has no column {wanted} (it has {', '.join(header)[:200] or 'no header'})",
+            "fer2013.csv's emotion, pixels, Usage, or the columns named",
+            "name yours with --image-column, --label-column, --id-column, --split-column",
+        )
+
+
+def _text(value: object) -> str:
+    return "" if value is None else str(value).strip()

@@ -1,0 +1,169 @@
+"""``fer-scale ingest``: labelled faces from anywhere into a face store."""
+
+import json
+import platform
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import PIL
+import pyarrow as pa
+
+import fer_scale
+from fer_scale import storage
+from fer_scale.console import say, set_quiet, warn
+from fer_scale.errors import InputError
+from fer_scale.faces.images import PREPROCESSING_VERSION
+from fer_scale.faces.index import CONFLICT, DROPPED, DUPLICATE, KEPT, TRAIN, Decision, Rows, decide, fingerprint
+from fer_scale.faces.labels import Labels
+from fer_scale.faces.records import Columns
+from fer_scale.faces.sources import open_source
+from fer_scale.faces.spool import Spool
+from fer_scale.faces.store import SPLITS, STORE_VERSION
+from fer_scale.faces.write import write_data, write_set_aside
+
+DEFAULT_CLASSES = ("happy", "sad", "surprised", "neutral")
+
+
+def ingest(
+    source: storage.PathLike,
+    store: storage.PathLike,
+    *,
+    classes: Sequence[str] = DEFAULT_CLASSES,
+    rename: Mapping[str, str] | None = None,
+    others: str = "drop",
+    split_column: str | None = None,
+    split_map: Mapping[str, str] | None = None,
+    image_column: str = "image",
+    label_column: str = "label",
+    id_column: str | None = None,
+    keep_duplicates: bool = False,
+    overwrite: bool = False,
+    seed: int = 0,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Read labelled faces, check each, and write a face store with its splits.
+
+    Args:
+        source: class folders, a zip or tar of them, a CSV, a Parquet file or a folder of those; local or s3://.
+        store: the folder to write, local or s3://; new or empty unless ``overwrite``.
+        classes: the classes to keep, in the order that networks will know them by.
+        rename: the source's labels to ours, e.g. ``{"surprise": "surprised"}``.
+        others: ``drop`` labels that are not asked for, or keep them as one more class, ``other``.
+        split_column: of a table, the column that names the split.
+        split_map: names of splits in the source to train, val, calib, test.
+        image_column: of a table, the encoded picture, pixel text, or a path.
+        label_column: of a table, the label.
+        id_column: of a table, a unique name; without it ``<file>#<row>``.
+        keep_duplicates: keep repeats of the same pixels that lie within one split.
+        overwrite: replace what is at ``store``.
+        seed: decides which pictures are carved into splits that the source does not name.
+        quiet: no progress, no remarks.
+
+    Returns:
+        store, read, kept, duplicates, conflicts, dropped, rejected (rows; the first is the sum of the others),
+        classes, splits (rows by split and class), fingerprint, seconds.
+
+    Raises:
+        InputError: wrong input; nothing was written.
+    """
+    began = time.monotonic()
+    set_quiet(quiet)
+    labels = Labels.of(classes, rename or {}, others)
+    columns = Columns(
+        image=image_column, label=label_column, id=id_column, split=split_column, split_map=dict(split_map or {})
+    )
+    source, store = storage.normal(source), storage.normal(store)
+    _check_apart(source, store)
+    storage.check_output(store, overwrite, inputs=[source])
+    opened = open_source(source, columns, {*labels.classes, *labels.rename})
+    for remark in opened.remarks:
+        warn(remark)
+    ahead = opened.labels()
+    if ahead is not None:
+        labels.check(ahead)
+    with storage.publishing(store, overwrite) as staging:
+        spool = Spool(labels, staging)
+        rows = spool.fill(opened, remote=storage.is_s3(source))
+        decision = decide(rows, keep_duplicates=keep_duplicates, seed=seed)
+        spool.end_rejects(rows, decision)
+        labels.check(spool.seen, _kept_by_class(rows, decision, labels))
+        counts = _counts(spool, decision)
+        written = write_data(spool.folder, staging / "data", rows, decision, labels.classes)
+        shutil.rmtree(spool.folder)
+        write_set_aside(staging / "set_aside", rows, decision, spool.label_names)
+        manifest = {
+            "version": STORE_VERSION,
+            "classes": labels.classes,
+            "counts": {**counts, "splits": written["splits"]},
+            "rejected_reasons": dict(spool.reasons),
+            "labels_seen": dict(spool.seen.most_common()),
+            "fingerprint": fingerprint(rows, decision, labels.classes),
+            "image_size": {"width": written["width"], "height": written["height"]},
+            "seed": seed,
+            "source": source,
+            "settings": {"rename": dict(labels.rename), "others": others, "keep_duplicates": keep_duplicates},
+            "versions": _versions(),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        (staging / "manifest.json").write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+    _remark(written["splits"])
+    return {
+        "store": store,
+        **counts,
+        "classes": labels.classes,
+        "splits": written["splits"],
+        "fingerprint": manifest["fingerprint"],
+        "seconds": round(time.monotonic() - began, 3),
+    }
+
+
+def _check_apart(source: str, store: str) -> None:
+    if store.startswith(f"{source.rstrip('/')}/") or store == source:
+        raise InputError(f"STORE {store} lies inside SOURCE {source}", "a folder outside of it", "choose another STORE")
+
+
+def _kept_by_class(rows: Rows, decision: Decision, labels: Labels) -> dict[str, int]:
+    numbers = np.bincount(rows.label[decision.status == KEPT], minlength=len(labels.classes))
+    return {name: int(number) for name, number in zip(labels.classes, numbers, strict=True)}
+
+
+def _counts(spool: Spool, decision: Decision) -> dict[str, int]:
+    """Rows by what became of them; `read` is the sum of the others."""
+    of = np.bincount(decision.status, minlength=5)
+    counts = {
+        "read": spool.read,
+        "kept": int(of[KEPT]),
+        "duplicates": int(of[DUPLICATE]),
+        "conflicts": int(of[CONFLICT]),
+        "dropped": int(of[DROPPED]) + spool.dropped,
+        "rejected": spool.reasons.total(),
+    }
+    if counts["read"] != sum(counts.values()) - counts["read"]:
+        raise RuntimeError(f"the counts do not add up: {counts}")
+    return counts
+
+
+def _versions() -> dict[str, Any]:
+    return {
+        "fer_scale": fer_scale.__version__,
+        "preprocessing": PREPROCESSING_VERSION,
+        "pillow": PIL.__version__,
+        "pyarrow": pa.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _remark(splits: dict[str, dict[str, int]]) -> None:
+    """Say what each split holds, and which class is missing where."""
+    for split, by_class in splits.items():
+        say(f"{split:6}" + "  ".join(f"{name} {number:,}" for name, number in by_class.items()))
+    if not sum(splits[SPLITS[TRAIN]].values()):
+        warn("no picture is in train: the store can be evaluated on, not fitted to")
+    for split, by_class in splits.items():
+        empty = [name for name, number in by_class.items() if not number]
+        if empty and sum(by_class.values()):
+            warn(f"{split} has no picture of {', '.join(empty)}")
