@@ -3,11 +3,11 @@
 matplotlib draws with stand-in colours; `_svg` puts the page's CSS variables in their place.
 """
 
+import hashlib
 import io
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import count
 from typing import Any
 
 import matplotlib
@@ -45,7 +45,6 @@ _STYLE = {
     "legend.frameon": False,
     "legend.fontsize": 9,
 }
-_numbers = count()
 
 
 def colour(index: int) -> str:
@@ -84,20 +83,18 @@ def _svg(figure: Figure, title: str) -> Markup:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>\s*|<style.*?</style>\s*", "", text, flags=re.S)
-    text = re.sub(r'\s(?:xmlns(?::\w+)?|version|width|height)="[^"]*"(?=[^<>]*>)', "", text, count=0)
-    text = text.replace("xlink:href", "href")
-    text = re.sub(r"font-family: [^;\"]*", "font-family: inherit", text)
+    text = re.sub(r"<metadata>.*?</metadata>\s*|<style.*?</style>\s*", "", text[text.index("<svg") :], flags=re.S)
+    box = re.search(r'viewBox="[^"]*"', text)
+    body = text[text.index(">") + 1 :].replace("xlink:href", "href")
+    body = re.sub(r"font-family: [^;\"]*", "font-family: inherit", body)
     for name, stand_in in _STAND_IN.items():
-        text = text.replace(stand_in, f"var(--{name})")
-    # Several figures share a page: their names must not meet.
-    prefix = f"f{next(_numbers)}-"
-    text = re.sub(r'\sid="(?!m|p[0-9a-f])[^"]*"', "", text)
-    text = re.sub(r'(\sid="|href="#|url\(#)', rf"\g<1>{prefix}", text)
-    text = text.replace("<svg", '<svg role="img"', 1)
-    start = text.index(">") + 1
-    return Markup(f"{text[:start]}<title>{escape(title)}</title>{text[start:]}")
+        body = body.replace(stand_in, f"var(--{name})")
+    # Several figures share a page: only names that are referred to stay, and those of two figures must not meet.
+    prefix = "f" + hashlib.sha256(body.encode()).hexdigest()[:8]
+    used = set(re.findall(r'(?:href="|url\()#([^")]+)', body))
+    body = re.sub(r'\sid="([^"]*)"', lambda m: f' id="{prefix}-{m[1]}"' if m[1] in used else "", body)
+    body = re.sub(r'(href="|url\()#', rf"\g<1>#{prefix}-", body)
+    return Markup(f'<svg role="img" {box[0] if box else ""}><title>{escape(title)}</title>{body}')
 
 
 def _percent_axis(axis: Any, digits: int = 0) -> None:
