@@ -18,7 +18,7 @@ TEST_SHARE = 0.10
 VAL_SHARE = 0.15
 """Of the same, where no val split is given; half of val then becomes calib, where none is given."""
 
-KEPT, DUPLICATE, CONFLICT, DROPPED, REPEATED_ID = range(5)
+KEPT, DUPLICATE, CONFLICT, REPEATED_ID = range(4)
 
 Codes = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
@@ -35,7 +35,7 @@ class Index:
         self._open: list[tuple[bytes, str, int, int]] = []
 
     def add(self, sha256: bytes, ident: str, label: int, split: int) -> None:
-        """One row: 32 bytes, its id, a label's number (negative: not wanted), a split's place or -1."""
+        """One row: 32 bytes, its id, its class's place, its split's place or -1."""
         self._open.append((sha256, ident, label, split))
         if len(self._open) >= _CHUNK:
             self._pack()
@@ -69,7 +69,7 @@ def _codes(encoded: pa.ChunkedArray) -> tuple[Codes, pa.Array]:
 
 @dataclass
 class Rows:
-    """Decoded rows in the order of the source, as columns of one length N."""
+    """Decoded rows of the classes asked for, in the order of the source, as columns of one length N."""
 
     ids: pa.Array
     group: Codes
@@ -77,7 +77,7 @@ class Rows:
     hashes: pa.Array
     """The different SHA-256, 32 bytes each."""
     label: Codes
-    """Place in the classes, or negative for a label not asked for."""
+    """Place in the classes."""
     given: Codes
     """Place in `SPLITS`, or -1 where the source names none."""
 
@@ -94,7 +94,7 @@ class Decision:
     """What becomes of each row."""
 
     status: npt.NDArray[np.int8]
-    """KEPT, DUPLICATE, CONFLICT, DROPPED or REPEATED_ID."""
+    """KEPT, DUPLICATE, CONFLICT or REPEATED_ID."""
     split: npt.NDArray[np.int8]
     """Place in `SPLITS`, for rows that are kept."""
     kept_as: Codes
@@ -102,33 +102,27 @@ class Decision:
 
 
 def decide(rows: Rows, *, keep_duplicates: bool, seed: int) -> Decision:
-    """Sort rows into kept, duplicates, conflicts and dropped, then carve the splits that are missing.
+    """Sort rows into kept, duplicates and conflicts, then carve the splits that are missing.
 
-    * Of several wanted rows with one id and different pixels the first is taken, the others are REPEATED_ID.
-    * Rows of the same pixels whose labels differ are conflicts, all of them. Labels not asked for count as one
-      label here: a picture that is ``happy`` and also ``angry`` is doubtful, whether ``angry`` was asked for or not.
-    * What remains of labels not asked for is dropped.
-    * Of the same pixels with one label, the row on the most protected side is kept, with the smallest id there.
+    * Of several rows with one id and different pixels the first is taken, the others are REPEATED_ID.
+    * Rows of the same pixels whose classes differ are conflicts, all of them.
+    * Of the same pixels with one class, the row on the most protected side is kept, with the smallest id there.
       With ``keep_duplicates`` all rows on that side are kept, as far as their ids differ.
 
     None of it depends on the order of the rows, save which of several rows with one id is the first.
     """
     count = len(rows)
     status = np.full(count, KEPT, dtype=np.int8)
-    wanted = rows.label >= 0
-    label = np.where(wanted, rows.label, -1)
     id_code, id_rank = _ids(rows.ids)
+    first = _first(id_code, np.ones(count, dtype=bool))
+    status[rows.group[first[id_code]] != rows.group] = REPEATED_ID
 
-    first = _first(id_code, wanted)
-    status[wanted & (rows.group[first[id_code]] != rows.group)] = REPEATED_ID
     live = status == KEPT
-
     one_label = np.zeros(len(rows.hashes), dtype=np.int64)
-    one_label[rows.group[live]] = label[live]
+    one_label[rows.group[live]] = rows.label[live]
     doubtful = np.zeros(len(rows.hashes), dtype=bool)
-    doubtful[rows.group[live & (one_label[rows.group] != label)]] = True
+    doubtful[rows.group[live & (one_label[rows.group] != rows.label)]] = True
     status[live & doubtful[rows.group]] = CONFLICT
-    status[(status == KEPT) & ~wanted] = DROPPED
 
     side = np.maximum(rows.given, TRAIN)
     live = status == KEPT

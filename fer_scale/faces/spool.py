@@ -87,8 +87,7 @@ class Spool:
         self.reasons: Counter[str] = Counter()
         """Rejected rows by reason."""
         self.dropped = 0
-        """Rows of labels not asked for that cannot be decoded: they never reach the index."""
-        self._unwanted: dict[str, int] = {}
+        """Rows of labels not asked for."""
         self._index = Index()
         self._pictures = PartWriter(self.folder, "part", SPOOL_SCHEMA)
         self._rejects = PartWriter(staging / "rejects", "part", REJECTS_SCHEMA)
@@ -99,37 +98,37 @@ class Spool:
         """Read the whole source.
 
         Returns:
-            The index of all rows that could be decoded.
+            The index of all rows of the classes asked for that could be decoded.
         """
         threads = REMOTE_THREADS if remote else max(2, os.cpu_count() or 2)
         with progress("reading", source.total) as meter:
-            for row in checked(source.records(), threads):
+            for row in checked(self._asked(source.records()), threads):
                 self._take(row)
-                meter.advance()
+                meter.advance(self.read - meter.done)
         self._write_buffer()
         self._pictures.close()
         return self._index.finish()
 
-    def _take(self, row: Checked) -> None:
-        record = row.record
-        self.read += 1
-        self.seen[record.label] += 1
-        if not record.label:
-            self.reject(record.id, "no_label", "the source gives it no label", record.label, record.source)
-            return
-        place = self.labels.place(record.label)
-        if row.problem is not None:
-            if place is None:
+    def _asked(self, records: Iterable[Record]) -> Iterator[Record]:
+        """The rows of the classes asked for; no picture of the others is decoded, or even fetched."""
+        for record in records:
+            self.read += 1
+            self.seen[record.label] += 1
+            if not record.label:
+                self.reject(record.id, "no_label", "the source gives it no label", "", record.source)
+            elif self.labels.place(record.label) is None:
                 self.dropped += 1
             else:
-                self.reject(record.id, row.problem.reason, row.problem.detail, record.label, record.source)
+                yield record
+
+    def _take(self, row: Checked) -> None:
+        record, problem = row.record, row.problem
+        place = self.labels.place(record.label)
+        if problem is not None or place is None:
+            reason, detail = (problem.reason, problem.detail) if problem else ("no_label", "")
+            self.reject(record.id, reason, detail, record.label, record.source)
             return
-        split = SPLITS.index(record.split) if record.split else -1
-        if place is None:
-            code = -1 - self._unwanted.setdefault(record.label, len(self._unwanted))
-            self._index.add(row.sha256, record.id, code, split)
-            return
-        self._index.add(row.sha256, record.id, place, split)
+        self._index.add(row.sha256, record.id, place, SPLITS.index(record.split) if record.split else -1)
         kept = (record.id, row.image, place, record.source, row.width, row.height)
         self._buffer.append(dict(zip(SPOOL_SCHEMA.names, kept, strict=True)))
         self._buffer_bytes += len(row.image)
@@ -148,11 +147,6 @@ class Spool:
     def end_rejects(self, rows: Rows, decision: Decision) -> None:
         """Reject the rows whose id another picture already has, and close the table of rejects."""
         for at in np.flatnonzero(decision.status == REPEATED_ID).tolist():
-            label = self.label_names[int(rows.label[at])]
+            label = self.labels.classes[int(rows.label[at])]
             self.reject(rows.ids[at].as_py(), "duplicate_id", "another picture has this id", label, None)
         self._rejects.close(empty=True)
-
-    @property
-    def label_names(self) -> list[str]:
-        """Names by `Rows.label`: the classes from the front, labels not asked for from the back."""
-        return [*self.labels.classes, *reversed(self._unwanted)]

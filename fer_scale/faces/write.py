@@ -83,18 +83,17 @@ class PartWriter:
 
 
 def write_data(spool: Path, data: Path, rows: Rows, decision: Decision, classes: list[str]) -> dict[str, Any]:
-    """The kept rows from the spool (which holds the wanted rows, in order) into ``data/<split>-*.parquet``.
+    """The kept rows from the spool (which holds all rows, in order) into ``data/<split>-*.parquet``.
 
     Returns:
         counts by split and class, and the range of widths and heights.
     """
-    wanted = np.flatnonzero(rows.label >= 0)
     counts = {split: dict.fromkeys(classes, 0) for split in SPLITS}
     low, high = np.full(2, np.iinfo(np.int32).max), np.zeros(2, dtype=np.int64)
     writers: dict[int, PartWriter] = {}
     start = 0
     for batch in _read(spool):
-        at = wanted[start : start + batch.num_rows]
+        at = np.arange(start, start + batch.num_rows)
         start += batch.num_rows
         for split in np.unique(decision.split[at]).tolist():
             local = np.flatnonzero((decision.status[at] == KEPT) & (decision.split[at] == split))
@@ -134,12 +133,8 @@ def _store_table(part: pa.RecordBatch, split: str, sha256: pa.Array, classes: li
     return pa.table([columns[name] for name in STORE_SCHEMA.names], schema=STORE_SCHEMA)
 
 
-def write_set_aside(folder: Path, rows: Rows, decision: Decision, labels: list[str]) -> None:
-    """Duplicates and conflicts, each with the reason and, for a duplicate, the row kept in its place.
-
-    Args:
-        labels: the names of `Rows.label`, also by negative place: those not asked for.
-    """
+def write_set_aside(folder: Path, rows: Rows, decision: Decision, classes: list[str]) -> None:
+    """Duplicates and conflicts, each with the reason and, for a duplicate, the row kept in its place."""
     writer = PartWriter(folder, "part", SET_ASIDE_SCHEMA)
     aside = np.flatnonzero(np.isin(decision.status, (DUPLICATE, CONFLICT)))
     for start in range(0, len(aside), GROUP_ROWS):
@@ -156,7 +151,7 @@ def write_set_aside(folder: Path, rows: Rows, decision: Decision, labels: list[s
                 ],
                 pa.string(),
             ),
-            pa.array([labels[i] for i in rows.label[at]], pa.string()),
+            pa.array([classes[i] for i in rows.label[at]], pa.string()),
             pa.array([SPLITS[i] if i >= 0 else None for i in rows.given[at]], pa.string()),
             rows.hex_of(at),
         ]

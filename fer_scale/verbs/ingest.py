@@ -17,7 +17,7 @@ from fer_scale import storage
 from fer_scale.console import say, set_quiet, warn
 from fer_scale.errors import InputError
 from fer_scale.faces.images import PREPROCESSING_VERSION
-from fer_scale.faces.index import CONFLICT, DROPPED, DUPLICATE, KEPT, TRAIN, Decision, Rows, decide, fingerprint
+from fer_scale.faces.index import CONFLICT, DUPLICATE, KEPT, TRAIN, Decision, Rows, decide, fingerprint
 from fer_scale.faces.labels import Labels
 from fer_scale.faces.records import Columns
 from fer_scale.faces.sources import open_source
@@ -94,7 +94,7 @@ def ingest(
         counts = _counts(spool, decision)
         written = write_data(spool.folder, staging / "data", rows, decision, labels.classes)
         shutil.rmtree(spool.folder)
-        write_set_aside(staging / "set_aside", rows, decision, spool.label_names)
+        write_set_aside(staging / "set_aside", rows, decision, labels.classes)
         manifest = {
             "version": STORE_VERSION,
             "classes": labels.classes,
@@ -133,13 +133,13 @@ def _kept_by_class(rows: Rows, decision: Decision, labels: Labels) -> dict[str, 
 
 def _counts(spool: Spool, decision: Decision) -> dict[str, int]:
     """Rows by what became of them; `read` is the sum of the others."""
-    of = np.bincount(decision.status, minlength=5)
+    of = np.bincount(decision.status, minlength=4)
     counts = {
         "read": spool.read,
         "kept": int(of[KEPT]),
         "duplicates": int(of[DUPLICATE]),
         "conflicts": int(of[CONFLICT]),
-        "dropped": int(of[DROPPED]) + spool.dropped,
+        "dropped": spool.dropped,
         "rejected": spool.reasons.total(),
     }
     if counts["read"] != sum(counts.values()) - counts["read"]:
