@@ -4,6 +4,7 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import threading
 import warnings
 from collections.abc import Iterator
@@ -17,12 +18,16 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
+from ray._private.services import find_bootstrap_address
 from ray.exceptions import AuthenticationError, RaySystemError
 
 from fer_scale.console import say
 from fer_scale.errors import InputError
 
 AUTHENTICATION = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+
+CONNECT_SECONDS = 10.0
+"""How long a cluster may take to accept a connection."""
 
 TOLERANCE = 1e-6
 """Shares of CPUs are floats: three times a third is a CPU."""
@@ -108,6 +113,7 @@ def _start() -> bool:
         # Ray would write a token into the home folder, and `ray start` and `ray job submit` would go by it.
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     address = os.environ.get("RAY_ADDRESS") or None
+    _check_answers(address or find_bootstrap_address(None) or "local")
     handler = signal.getsignal(signal.SIGTERM)
     try:
         with warnings.catch_warnings():
@@ -125,14 +131,31 @@ def _start() -> bool:
             "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH",
         ) from error
     except (ConnectionError, TimeoutError, RaySystemError) as error:
-        raise InputError(
-            f"no Ray cluster answers at {address or 'the address that `ray start` left on this machine'}",
-            "a running cluster",
-            "start it, correct RAY_ADDRESS, or set RAY_ADDRESS=local to use this machine alone",
-        ) from error
+        raise _unreachable(address or "its address") from error
     finally:
         # ray.init puts its own handler in, by which a job that is stopped could not say how to go on.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
     node: Any = ray._private.worker._global_node
     return node is not None and bool(node.is_head())
+
+
+def _check_answers(address: str) -> None:
+    """Say at once that a cluster is gone: ray.init tries for many minutes."""
+    host, _, port = address.rpartition(":")
+    if (
+        not port.isdecimal() or "://" in host
+    ):  # local, auto, a Ray client's address: ray.init knows what to do
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    except OSError as error:
+        raise _unreachable(address) from error
+
+
+def _unreachable(address: str) -> InputError:
+    return InputError(
+        f"no Ray cluster answers at {address}",
+        "the cluster of RAY_ADDRESS, or the one that `ray start` left on this machine, to run",
+        "start it, correct RAY_ADDRESS, or set RAY_ADDRESS=local to use this machine alone",
+    )
