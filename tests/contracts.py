@@ -157,21 +157,22 @@ def test_an_unknown_key_is_refused_with_the_valid_ones(name: str, family: Family
         Configuration.from_dict({"family": name, "network": {"depht": 3}})
 
 
-@pytest.mark.parametrize("field", ["dense", "dropout", "conv_dropout", "width", "cut", "variant", "stem"])
-def test_a_value_out_of_range_is_refused_by_name(family: Family, field: str) -> None:
-    if field not in {f.name for f in dataclasses.fields(family.Config)}:
-        pytest.skip(f"no {field} in this family")
-    wrong: Any = {"dense": "512,256", "variant": "resnet81"}.get(field, 77)
-    with pytest.raises(InputError, match=field):
-        family.Config(**{field: wrong})
+def test_a_value_out_of_range_is_refused_by_name(family: Family) -> None:
+    wrong: dict[str, Any] = {"dense": "512,256", "variant": "resnet81", "weights": ""}
+    for field in dataclasses.fields(family.Config):
+        with pytest.raises(InputError, match=field.name):
+            family.Config(**{field.name: wrong.get(field.name, 77)})
 
 
-def test_ten_steps_lower_the_loss(family: Family) -> None:
+def test_steps_lower_the_loss(family: Family) -> None:
     network = reference_network(family, GRAY48).train()
-    images, labels = pictures(GRAY48, 8), torch.arange(8) % CLASSES
+    labels = torch.arange(8) % CLASSES
+    images = pictures(GRAY48, 8) // 2
+    images[:, :, :24] += (labels % 2 * 120).to(torch.uint8)[:, None, None, None]
+    images[:, :, :, :24] += (labels // 2 * 120).to(torch.uint8)[:, None, None, None] // 2
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
     losses = []
-    for _ in range(10):
+    for _ in range(8):
         loss = torch.nn.functional.cross_entropy(network(images), labels)
         optimizer.zero_grad()
         loss.backward()

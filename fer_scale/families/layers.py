@@ -34,8 +34,9 @@ def dense_head(
 ) -> nn.Sequential:
     """Dense layers with ReLU, dropout and, if wanted, batch norm, then the output layer.
 
-    [N, inputs] to [N, classes]. Without dense layers the dropout stands before the output layer. After a layer
-    of 64 units or fewer half as much is dropped: a narrow layer has nothing to spare.
+    [N, inputs] to [N, classes]. Without dense layers the dropout stands before the output layer. After one
+    of 64 units or fewer half as much is dropped: a narrow layer has nothing to spare. The output layer starts
+    near zero, so that a fit begins at the loss of a guess.
     """
     layers: list[nn.Module] = [] if widths else [nn.Dropout(dropout)]
     for width in widths:
@@ -44,8 +45,10 @@ def dense_head(
             layers.append(nn.BatchNorm1d(width))
         layers += [nn.ReLU(inplace=True), nn.Dropout(dropout if width > 64 else dropout / 2)]
         inputs = width
-    head = nn.Sequential(*layers, nn.Linear(inputs, classes))
+    output = nn.Linear(inputs, classes)
+    head = nn.Sequential(*layers, output)
     initialise(head)
+    nn.init.normal_(output.weight, std=0.01)
     return head
 
 

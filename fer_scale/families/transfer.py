@@ -28,9 +28,9 @@ class TransferConfig:
     weights: str = "auto"
     """``auto``, ``imagenet``, ``none``, or a state dict's path, local or s3://."""
     cut: int
-    """The last stage of the backbone that is kept, counted from the input; the stem is 0, the first stage 1."""
+    """The last stage of the backbone that is kept, counted from the input: the stem is 0."""
     unfreeze: int | None = None
-    """How many of the last kept stages are trained, None for all; from scratch all are."""
+    """How many of the last kept stages are trained; None, and always from scratch: all."""
     dense: str = "none"
     """Widths of the dense layers with batch norm before the output, joined by ``-``, or ``none``."""
     dropout: float = 0.3
