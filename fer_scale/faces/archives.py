@@ -3,21 +3,23 @@
 import io
 import tarfile
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import IO
+from typing import IO, Any
 
 from fer_scale import storage
 from fer_scale.errors import InputError
-from fer_scale.faces.folders import Layout, Listing, is_hidden
+from fer_scale.faces.folders import Layout, Listing, is_hidden, utf8
 from fer_scale.faces.images import MAX_BYTES, ImageError
 from fer_scale.faces.records import Columns, Record
 from fer_scale.faces.tables import CsvSource
 
 ZIP_ENDINGS = (".zip",)
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+BUFFER_BYTES = 2**20
 
 
 class _Zip:
@@ -25,7 +27,7 @@ class _Zip:
         self.path = path
 
     def members(self) -> Iterator[tuple[str, int, Callable[[], IO[bytes]]]]:
-        with _translated(self.path), storage.open_input(self.path) as file, zipfile.ZipFile(file) as archive:
+        with _translated(self.path), _buffered(self.path) as file, zipfile.ZipFile(file) as archive:
             for info in archive.infolist():
                 if not info.is_dir():
                     yield info.filename, info.file_size, partial(archive.open, info)
@@ -38,13 +40,13 @@ class _Tar:
     def members(self) -> Iterator[tuple[str, int, Callable[[], IO[bytes]]]]:
         with (
             _translated(self.path),
-            storage.open_input(self.path) as file,
+            _buffered(self.path) as file,
             tarfile.open(fileobj=file, mode="r|*", encoding="utf-8") as archive,
         ):
             for info in archive:
                 if info.isfile():
                     yield info.name, info.size, partial(_opened, archive, info)
-                archive.members = []  # it would remember them all
+                archive.members = []  # type: ignore[attr-defined] # it would remember them all
 
 
 def _opened(archive: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
@@ -54,13 +56,20 @@ def _opened(archive: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
     return opened
 
 
+def _buffered(path: str) -> io.BufferedReader:
+    """In large steps: zip and tar read some ten bytes at a time, and in S3 each read is a request."""
+    return io.BufferedReader(storage.open_input(path), BUFFER_BYTES)
+
+
 @contextmanager
 def _translated(path: str) -> Iterator[None]:
     try:
         yield
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError) as error:
         raise InputError(
-            f"{path} ({type(error).__name__}: {str(error)[:120]})", "a whole zip or tar archive", "fetch it again"
+            f"{path} ({type(error).__name__}: {str(error)[:120]})",
+            "a whole zip or tar archive",
+            "fetch it again",
         ) from error
 
 
@@ -86,7 +95,7 @@ class ArchiveSource:
             name = clean(raw)
             if self.layout.is_input(name):
                 split, label = self.layout.of(name)
-                yield Record(_text(name), _payload(open_member, size), _text(label), split, source, size)
+                yield Record(utf8(name), _payload(open_member, size), utf8(label), split, source, size)
 
 
 def _payload(open_member: Callable[[], IO[bytes]], size: int) -> bytes | Callable[[], bytes]:
@@ -95,7 +104,7 @@ def _payload(open_member: Callable[[], IO[bytes]], size: int) -> bytes | Callabl
     try:
         with open_member() as member:
             return member.read(MAX_BYTES + 1)  # the size above is only the archive's word
-    except (RuntimeError, NotImplementedError, zipfile.BadZipFile, zipfile.zlib.error) as error:
+    except (RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         return partial(_refuse, ImageError("unreadable", f"{type(error).__name__}: {error}"[:200]))
 
 
@@ -106,10 +115,6 @@ def _refuse(error: ImageError) -> bytes:
 def clean(name: str) -> str:
     """A member's name as a plain relative path."""
     return "/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", ".", ".."))
-
-
-def _text(name: str) -> str:
-    return name.encode("utf-8", "replace").decode("utf-8")
 
 
 def open_archive(path: str, columns: Columns, classes: Collection[str]) -> ArchiveSource | CsvSource:
@@ -123,20 +128,38 @@ def open_archive(path: str, columns: Columns, classes: Collection[str]) -> Archi
     for raw, size, _ in archive.members():
         name = clean(raw)
         if name and not is_hidden(name):
-            listing.add(name.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape"), size)
+            listing.add(name, size)
     layout = Layout(listing.folders, columns, classes)
     tables = [name for name, _ in listing if name.lower().endswith(".csv")]
-    if tables and not any(layout.of(name)[1] and not name.lower().endswith((".csv", ".txt")) for name, _ in listing):
+    if tables and not any(
+        layout.of(name)[1] and not name.lower().endswith((".csv", ".txt")) for name, _ in listing
+    ):
         return CsvSource(tables, partial(_member_text, archive), storage.name(path), columns)
     if ".parquet" in listing.endings:
         raise InputError(f"{path} holds Parquet", "Parquet files outside of archives", "unpack it first")
     return ArchiveSource(path, archive, listing, layout)
 
 
+class _Stream(io.RawIOBase):
+    """A member as a plain stream: tar's own, read as one, lacks what io asks for."""
+
+    def __init__(self, member: IO[bytes]) -> None:
+        self._member = member
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, into: Any) -> int:
+        data = self._member.read(len(into))
+        into[: len(data)] = data
+        return len(data)
+
+
 @contextmanager
 def _member_text(archive: _Zip | _Tar, wanted: str) -> Iterator[io.TextIOWrapper]:
     for raw, _, open_member in archive.members():
         if clean(raw) == wanted:
-            with open_member() as member, io.TextIOWrapper(member, encoding="utf-8-sig", newline="") as text:
-                yield text
+            with open_member() as member:
+                plain = io.BufferedReader(_Stream(member), BUFFER_BYTES)
+                yield io.TextIOWrapper(plain, encoding="utf-8-sig", newline="")
             return

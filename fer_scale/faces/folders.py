@@ -1,4 +1,4 @@
-"""Class folders: pictures whose folder says their class, and the folder above it, where there is one, their split."""
+"""Class folders: a picture's folder says its class and the one above, where there is one, its split."""
 
 import os
 from collections import Counter
@@ -23,8 +23,8 @@ def is_hidden(name: str) -> bool:
 class Layout:
     """Which folder of a tree is the split and which the class.
 
-    ``split/class/...`` where the first folder's name is a split's, else ``class/...``. Folders that merely wrap
-    all others (archives often hold one) are passed over, unless they bear the name of a class asked for.
+    ``split/class/...`` where the first folder's name is a split's, else ``class/...``. Folders that merely
+    wrap all others (archives often hold one) are passed over, unless they bear the name of a class.
     """
 
     def __init__(self, folders: Iterable[str], columns: Columns, classes: Collection[str]) -> None:
@@ -48,7 +48,7 @@ class Layout:
         return split or "", folders[0].strip() if folders else ""
 
     def is_input(self, name: str) -> bool:
-        """A file in a class folder, whatever it is, and a picture that is in none; a README beside them is not."""
+        """A file in a class folder, whatever it is, or a picture that is in none; no README beside them."""
         return not is_hidden(name) and bool(self.of(name)[1] or name.lower().endswith(PICTURE_ENDINGS))
 
 

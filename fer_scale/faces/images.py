@@ -6,6 +6,7 @@ pixels everywhere. Scaling to floats and normalisation belong to the network, wh
 
 import hashlib
 import io
+import threading
 import warnings
 from dataclasses import dataclass
 
@@ -55,6 +56,37 @@ class Preprocessing:
             raise InputError(f"channels={self.channels}", "1 (gray) or 3 (RGB)", "choose one of them")
 
 
+class _NoWarnings:
+    """Pillow's warnings off: sizes are checked here, and what it says of metadata changes no pixel.
+
+    `warnings.catch_warnings` swaps filters of the whole process, so threads that overlap would leave them
+    off for good: the first thread in turns them off, the last one out gives them back.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._caught: warnings.catch_warnings[None] | None = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._caught is None:
+                self._caught = warnings.catch_warnings()
+                self._caught.__enter__()
+                warnings.simplefilter("ignore")
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0 and self._caught is not None:
+                self._caught.__exit__(None, None, None)
+                self._caught = None
+
+
+_no_warnings = _NoWarnings()
+
+
 def decode(data: bytes, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode the first frame of a picture, upright, as mode ``L`` or ``RGB``.
 
@@ -68,21 +100,20 @@ def decode(data: bytes, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIX
     if len(data) > max_bytes:
         raise ImageError("too_large", f"{len(data):,} bytes; the limit is {max_bytes:,}")
     try:
-        with warnings.catch_warnings():
-            # Pillow's own bomb and metadata warnings: the size is checked here, the rest does not change pixels.
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                width, height = image.size
-                if width * height > max_pixels:
-                    raise ImageError("too_large", f"{width}x{height} pixels; the limit is {max_pixels:,}")
-                if not width or not height:
-                    raise ImageError("empty", f"{width}x{height} pixels")
-                image.load()
-                return _plain(ImageOps.exif_transpose(image))
+        with _no_warnings, Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise ImageError("too_large", f"{width}x{height} pixels; the limit is {max_pixels:,}")
+            if not width or not height:
+                raise ImageError("empty", f"{width}x{height} pixels")
+            image.load()
+            return _plain(ImageOps.exif_transpose(image))
     except ImageError:
         raise
+    except Image.DecompressionBombError as error:
+        raise ImageError("too_large", str(error)[:200]) from None
     except UnidentifiedImageError:
-        raise ImageError("undecodable", f"no image format known ({_start(data)})") from None
+        raise ImageError("undecodable", f"no known picture format; it begins with {data[:8]!r}") from None
     except Exception as error:  # a decoder may raise anything at all on hostile bytes
         reason = "truncated" if "truncated" in str(error).lower() else "undecodable"
         raise ImageError(reason, f"{type(error).__name__}: {error}"[:200]) from None

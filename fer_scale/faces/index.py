@@ -86,7 +86,9 @@ class Rows:
 
     def hex_of(self, at: Codes) -> pa.Array:
         """SHA-256 of some rows, as hex."""
-        return pa.array([value.hex() for value in self.hashes.take(pa.array(self.group[at])).to_pylist()], pa.string())
+        return pa.array(
+            [value.hex() for value in self.hashes.take(pa.array(self.group[at])).to_pylist()], pa.string()
+        )
 
 
 @dataclass
@@ -106,8 +108,8 @@ def decide(rows: Rows, *, keep_duplicates: bool, seed: int) -> Decision:
 
     * Of several rows with one id and different pixels the first is taken, the others are REPEATED_ID.
     * Rows of the same pixels whose classes differ are conflicts, all of them.
-    * Of the same pixels with one class, the row on the most protected side is kept, with the smallest id there.
-      With ``keep_duplicates`` all rows on that side are kept, as far as their ids differ.
+    * Of the same pixels with one class, the row on the most protected side is kept, with the smallest id
+      there. With ``keep_duplicates`` all rows on that side are kept, as far as their ids differ.
 
     None of it depends on the order of the rows, save which of several rows with one id is the first.
     """
@@ -169,20 +171,24 @@ def _smallest(group: Codes, rank: Codes, among: Mask) -> Codes:
 def _carve(rows: Rows, kept: Mask, safest: Codes, seed: int) -> Codes:
     """The side of each picture (not row), after carving what is not given, class by class.
 
-    Pictures are drawn in the order of a hash of seed and pixels, so their ids and the order of files do not matter,
-    and new pictures leave most of the old ones where they were.
+    Pictures are drawn in the order of a hash of seed and pixels, so their ids and the order of files do not
+    matter, and new pictures leave most of the old ones where they were.
     """
     pictures, where = np.unique(rows.group[kept], return_index=True)
     label = rows.label[kept][where]
     side = safest.copy()
     given = set(np.unique(side[pictures]).tolist())
-    words = np.frombuffer(b"".join(rows.hashes.take(pa.array(pictures)).to_pylist()), dtype="<u8").reshape(-1, 4)
+    words = np.frombuffer(b"".join(rows.hashes.take(pa.array(pictures)).to_pylist()), dtype="<u8").reshape(
+        -1, 4
+    )
     for number in np.unique(label).tolist():
         mine = pictures[label == number]
         draw = words[label == number]
         order = np.lexsort((draw[:, 1], _mixed(draw[:, 0], seed)))
         pool = mine[order][side[mine[order]] == TRAIN]
-        tests, vals = shares(len(pool), test=TEST not in given, val=VAL not in given, calib=CALIB not in given)
+        tests, vals = shares(
+            len(pool), test=TEST not in given, val=VAL not in given, calib=CALIB not in given
+        )
         side[pool[:tests]] = TEST
         side[pool[tests : tests + vals]] = VAL
         if CALIB not in given:

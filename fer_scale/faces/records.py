@@ -62,7 +62,9 @@ class Columns:
         for name, split in self.split_map.items():
             if split not in SPLITS:
                 raise InputError(
-                    f"split map {name}={split}", f"one of {', '.join(SPLITS)} on the right", "map it to one of them"
+                    f"split map {name}={split}",
+                    f"one of {', '.join(SPLITS)} on the right",
+                    "map it to one of them",
                 )
 
     def split_of(self, value: str) -> str | None:

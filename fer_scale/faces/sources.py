@@ -61,7 +61,9 @@ def open_source(source: storage.PathLike, columns: Columns, classes: Collection[
         if opened.total == 0:
             raise InputError(f"{path} holds no pictures", ACCEPTED, "choose another source")
         return opened
-    raise InputError(f"{path} is a {posixpath.splitext(name)[1] or 'nameless'} file", ACCEPTED, "choose another source")
+    raise InputError(
+        f"{path} is a {posixpath.splitext(name)[1] or 'nameless'} file", ACCEPTED, "choose another source"
+    )
 
 
 def _open_folder(path: str, columns: Columns, classes: Collection[str]) -> Source:
@@ -84,7 +86,9 @@ def _open_folder(path: str, columns: Columns, classes: Collection[str]) -> Sourc
     sheets = [name for name, _ in listing if name.lower().endswith(".csv")]
     if sheets:
         return CsvSource(sheets, partial(_text_of, path), path, columns)
-    raise InputError(f"{path} has no class folders", ACCEPTED, "put the pictures of each class into a folder of its name")
+    raise InputError(
+        f"{path} has no class folders", ACCEPTED, "put the pictures of each class into a folder of its name"
+    )
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The face store: labelled faces as Parquet with a manifest, written by ``ingest`` and read by everything else."""
+"""The face store: labelled faces as Parquet with a manifest, written by ``ingest``, read by all else."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from fer_scale.errors import InputError
 from fer_scale.faces.images import Preprocessing, prepare
 
 SPLITS = ("train", "val", "calib", "test")
-"""train fits weights; val stops, selects and sets the temperature; calib sets acceptance; test is only reported."""
+"""train fits weights; val stops, selects, sets the temperature; calib sets acceptance; test is reported."""
 
 STORE_VERSION = 1
 
@@ -66,7 +66,9 @@ class Store:
         manifest_path = storage.join(path, "manifest.json")
         if not storage.exists(manifest_path):
             raise InputError(
-                f"{path}", "a face store (a folder with manifest.json)", "make one with: fer-scale ingest SOURCE STORE"
+                f"{path}",
+                "a face store (a folder with manifest.json)",
+                "make one with: fer-scale ingest SOURCE STORE",
             )
         manifest = storage.read_json(manifest_path)
         if not isinstance(manifest, dict) or manifest.get("version") != STORE_VERSION:

@@ -1,9 +1,10 @@
-"""Sources that are tables: Parquet with a column mapping, fer2013.csv, and any CSV of pixels or picture paths."""
+"""Sources that are tables: Parquet with mapped columns, fer2013.csv, any CSV of pixels or picture paths."""
 
 import csv
 import io
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,8 @@ from fer_scale.faces.images import ImageError
 from fer_scale.faces.records import FER2013_LABELS, Columns, Record, is_pixel_text, png_of_pixel_text
 
 BATCH_ROWS = 256
+BUFFER_BYTES = 2**20
+"""Read at a time from a column: without it, Arrow holds the column's whole row group."""
 MAX_CELL = 64 * 2**20
 """Characters in one CSV cell: above it the file is refused."""
 
@@ -58,16 +61,20 @@ class ParquetSource:
                     "name the picture column with --image-column",
                 )
             if self.columns.split is None and "split" in there:
-                self.remarks.append(f"{name} has a column 'split' that is not used; --split-column split uses it")
+                self.remarks.append(
+                    f"{name} has a column 'split' that is not used; --split-column split uses it"
+                )
             self.total = (self.total or 0) + file.metadata.num_rows
         return True
 
     def _open(self, name: str) -> pq.ParquetFile:
         path = storage.join(self.root, name)
         try:
-            return pq.ParquetFile(storage.open_input(path), pre_buffer=False)
+            return pq.ParquetFile(storage.open_input(path), pre_buffer=False, buffer_size=BUFFER_BYTES)
         except pa.ArrowInvalid as error:
-            raise InputError(f"{path} ({str(error)[:120]})", "a Parquet file", "check or remove the file") from None
+            raise InputError(
+                f"{path} ({str(error)[:120]})", "a Parquet file", "check or remove the file"
+            ) from None
 
     def labels(self) -> Counter[str]:
         """Rows by raw label, from the label column alone; split names are checked on the way.
@@ -81,7 +88,10 @@ class ParquetSource:
                 wanted = [c for c in (self.columns.label, self.columns.split) if c is not None]
                 for batch in file.iter_batches(batch_size=65536, columns=wanted):
                     counts.update(
-                        {_text(v["values"]): v["counts"] for v in batch[self.columns.label].value_counts().to_pylist()}
+                        {
+                            _text(v["values"]): v["counts"]
+                            for v in batch[self.columns.label].value_counts().to_pylist()
+                        }
                     )
                     if self.columns.split is not None:
                         for value in batch[self.columns.split].unique().to_pylist():
@@ -104,7 +114,9 @@ class ParquetSource:
                             id=given or f"{name}#{row}",
                             payload=payload,
                             label=_text(cells[columns.label]),
-                            split="" if columns.split is None else columns.split_of_cell(cells[columns.split], name),
+                            split=""
+                            if columns.split is None
+                            else columns.split_of_cell(cells[columns.split], name),
                             source=name,
                             size=len(payload) if isinstance(payload, bytes) else 0,
                         )
@@ -154,10 +166,13 @@ def read_picture(path: str) -> bytes:
         raise ImageError("unreadable", str(error)[:200]) from None
 
 
+OpenText = Callable[[str], AbstractContextManager[io.TextIOWrapper]]
+
+
 class CsvSource:
     """CSV files: fer2013.csv (emotion, pixels, Usage), or the mapped columns with pixels or picture paths."""
 
-    def __init__(self, names: list[str], open_text: Callable[[str], io.TextIOBase], folder: str, columns: Columns):
+    def __init__(self, names: list[str], open_text: OpenText, folder: str, columns: Columns):
         """``open_text(name)`` opens one of ``names``; ``folder`` is where relative picture paths start."""
         self.columns = columns
         self.remarks: list[str] = []
@@ -184,7 +199,9 @@ class CsvSource:
                     yield from self._rows(rows, name)
                 except (csv.Error, UnicodeDecodeError) as error:
                     raise InputError(
-                        f"{name}, line {rows.line_num} ({error})", "CSV text in UTF-8", "mend or convert the file"
+                        f"{name}, line {rows.line_num} ({error})",
+                        "CSV text in UTF-8",
+                        "mend or convert the file",
                     ) from None
 
     def _rows(self, rows: Iterator[list[str]], name: str) -> Iterator[Record]:
@@ -209,7 +226,9 @@ class CsvSource:
                 id=(cells[ident].strip() if ident is not None else "") or f"{name}#{number}",
                 payload=text_payload(cells[image], self._folder),
                 label=given,
-                split="" if split is None else columns.split_of_cell(cells[split], f"column {header[split]!r}"),
+                split=""
+                if split is None
+                else columns.split_of_cell(cells[split], f"column {header[split]!r}"),
                 source=name,
                 size=len(cells[image]),
             )

@@ -1,4 +1,4 @@
-"""Writing a face store: pictures to a spool on disk while they are checked, then from it into their splits."""
+"""Writing a face store: pictures to a spool while they are checked, then from it into their splits."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +27,9 @@ SPOOL_SCHEMA = pa.schema(
     ]
 )
 REJECTS_SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "reason", "detail", "label", "source")])
-SET_ASIDE_SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "reason", "detail", "label", "split", "sha256")])
+SET_ASIDE_SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("id", "reason", "detail", "label", "split", "sha256")]
+)
 
 
 class PartWriter:

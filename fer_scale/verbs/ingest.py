@@ -48,7 +48,7 @@ def ingest(
     """Read labelled faces, check each, and write a face store with its splits.
 
     Args:
-        source: class folders, a zip or tar of them, a CSV, a Parquet file or a folder of those; local or s3://.
+        source: class folders, a zip or tar of them, a CSV, a Parquet file or a folder of those.
         store: the folder to write, local or s3://; new or empty unless ``overwrite``.
         classes: the classes to keep, in the order that networks will know them by.
         rename: the source's labels to ours, e.g. ``{"surprise": "surprised"}``.
@@ -64,7 +64,7 @@ def ingest(
         quiet: no progress, no remarks.
 
     Returns:
-        store, read, kept, duplicates, conflicts, dropped, rejected (rows; the first is the sum of the others),
+        store; read, kept, duplicates, conflicts, dropped, rejected (rows: read is the sum of the others);
         classes, splits (rows by split and class), fingerprint, seconds.
 
     Raises:
@@ -74,7 +74,11 @@ def ingest(
     set_quiet(quiet)
     labels = Labels.of(classes, rename or {}, others)
     columns = Columns(
-        image=image_column, label=label_column, id=id_column, split=split_column, split_map=dict(split_map or {})
+        image=image_column,
+        label=label_column,
+        id=id_column,
+        split=split_column,
+        split_map=dict(split_map or {}),
     )
     source, store = storage.normal(source), storage.normal(store)
     _check_apart(source, store)
@@ -123,7 +127,9 @@ def ingest(
 
 def _check_apart(source: str, store: str) -> None:
     if store.startswith(f"{source.rstrip('/')}/") or store == source:
-        raise InputError(f"STORE {store} lies inside SOURCE {source}", "a folder outside of it", "choose another STORE")
+        raise InputError(
+            f"STORE {store} lies inside SOURCE {source}", "a folder outside of it", "choose another STORE"
+        )
 
 
 def _kept_by_class(rows: Rows, decision: Decision, labels: Labels) -> dict[str, int]:
