@@ -1,0 +1,44 @@
+"""Lists and pairs as people type them on a command line."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from fer_scale.errors import InputError
+
+
+def words(text: Sequence[str] | str | None) -> list[str] | None:
+    """``["a,b", "c"]`` -> ``["a", "b", "c"]``; None stays None."""
+    if text is None:
+        return None
+    parts = [text] if isinstance(text, str) else text
+    return [word.strip() for part in parts for word in part.split(",") if word.strip()]
+
+
+def pairs(texts: Sequence[str] | None, option: str) -> dict[str, str]:
+    """``["a=b,c=d"]`` -> ``{"a": "b", "c": "d"}``.
+
+    Raises:
+        InputError: a pair has no ``=`` or an empty side.
+    """
+    found = {}
+    for word in words(texts) or ():
+        key, equals, value = (part.strip() for part in word.partition("="))
+        if not equals or not key or not value:
+            raise InputError(f"{option} {word!r}", "pairs as in a=b,c=d", "write both sides of the =")
+        found[key] = value
+    return found
+
+
+def settings(texts: Sequence[str] | None) -> dict[str, Any]:
+    """``["dropout=0.2", "widths=[1,2]"]`` -> values read as JSON where they are JSON, else as text."""
+    found: dict[str, Any] = {}
+    for text in texts or ():
+        key, equals, value = (part.strip() for part in text.partition("="))
+        if not equals or not key:
+            raise InputError(f"--fix {text!r}", "key=value", "write both sides of the =")
+        try:
+            found[key] = json.loads(value)
+        except ValueError:
+            found[key] = value
+    return found

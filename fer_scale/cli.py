@@ -1,0 +1,307 @@
+"""The command line: arguments become calls of the functions that `fer_scale` exports, one command a verb.
+
+Neither torch nor Ray is imported before a verb runs, so that `fer-scale --help` answers at once.
+"""
+
+import json
+import math
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+
+import fer_scale
+from fer_scale.arguments import pairs, settings, words
+from fer_scale.errors import InputError
+
+HOW_TO_GO_ON = {
+    "ingest": "stopped; nothing was written, so the same command starts again",
+    "tune": "stopped; the same command with --resume goes on",
+    "train": "stopped; the same command with --resume goes on",
+    "evaluate": "stopped; nothing was written, so the same command starts again",
+    "label": "stopped; the same command goes on",
+    "serve": "stopped serving",
+}
+DEBUG_HINT = "run again with --debug for the traceback"
+
+app = typer.Typer(
+    name="fer-scale",
+    help="Search, fit, label and serve facial expression networks, on a laptop or a Ray cluster.",
+    epilog="Start with: fer-scale ingest faces/ store && fer-scale tune store --out search --time-budget 10m",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn at random.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
+Json = Annotated[bool, typer.Option("--json", help="End stdout with the result as one line of JSON.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that is not empty.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")]
+
+
+@dataclass(frozen=True)
+class Call:
+    """A verb and its arguments, as the command line gave them; run by `main`."""
+
+    verb: str
+    arguments: dict[str, Any]
+    json: bool
+    debug: bool
+
+
+@app.callback(invoke_without_command=True)
+def _program(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    if version:
+        typer.echo(f"fer-scale {fer_scale.__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(2)
+
+
+@app.command(epilog="Example: fer-scale ingest faces/ store --classes happy,sad,surprised,neutral")
+def ingest(
+    source: Annotated[
+        str, typer.Argument(help="Folder, zip, tar, CSV or Parquet; may be s3://.", metavar="SOURCE")
+    ],
+    store: Annotated[str, typer.Argument(help="The face store to make.", metavar="STORE")],
+    classes: Annotated[str, typer.Option(help="The classes, in order.")] = "happy,sad,surprised,neutral",
+    rename: Annotated[list[str] | None, typer.Option(help="OLD=NEW,... for the source's labels.")] = None,
+    others: Annotated[str, typer.Option(help="What becomes of further classes: drop or other.")] = "drop",
+    split_column: Annotated[str | None, typer.Option(help="Column with the split.")] = None,
+    split_map: Annotated[
+        list[str] | None, typer.Option(help="VALUE=SPLIT,... of the column's values.")
+    ] = None,
+    image_column: Annotated[str, typer.Option(help="Column with the picture.")] = "image",
+    label_column: Annotated[str, typer.Option(help="Column with the class.")] = "label",
+    id_column: Annotated[str | None, typer.Option(help="Column with a unique name.")] = None,
+    keep_duplicates: Annotated[
+        bool, typer.Option("--keep-duplicates", help="Keep repeats that lie within one split.")
+    ] = False,
+    overwrite: Overwrite = False,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> Call:
+    """Read labelled faces into a face store: checked, without repeats across splits, split in four."""
+    arguments = dict(locals())
+    arguments["classes"] = words(classes)
+    arguments["rename"] = pairs(rename, "--rename")
+    arguments["split_map"] = pairs(split_map, "--split-map")
+    return _call("ingest", arguments)
+
+
+@app.command(epilog="Example: fer-scale tune store --out search --time-budget 40m")
+def tune(
+    store: Annotated[str, typer.Argument(help="A face store.", metavar="STORE")],
+    out: Annotated[str, typer.Option(help="The search to make.")],
+    families: Annotated[list[str] | None, typer.Option(help="A,B,...: these families only.")] = None,
+    time_budget: Annotated[
+        str | None, typer.Option(help="Wall time, as 2h, 40m or 90s.", show_default="40m")
+    ] = None,
+    max_trials: Annotated[int | None, typer.Option(min=1, help="At most so many trials.")] = None,
+    fix: Annotated[list[str] | None, typer.Option(help="KEY=VALUE of a parameter not to search.")] = None,
+    cpus_per_trial: Annotated[float, typer.Option(help="CPUs of a trial.")] = 1,
+    gpus_per_trial: Annotated[float, typer.Option(help="GPUs of a trial.")] = 0,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> Call:
+    """Search the network that reads these faces best, over six families."""
+    arguments = dict(locals())
+    arguments["families"] = words(families)
+    arguments["fix"] = settings(fix)
+    if time_budget is None and max_trials is None:
+        arguments["time_budget"] = "40m"
+    return _call("tune", arguments)
+
+
+@app.command(epilog="Example: fer-scale train store --from search --out bundle --time-budget 20m")
+def train(
+    store: Annotated[str, typer.Argument(help="A face store.", metavar="STORE")],
+    out: Annotated[str, typer.Option(help="The model bundle to make.")],
+    from_search: Annotated[
+        str | None, typer.Option("--from", help="Fit the winner of this search.", metavar="SEARCH")
+    ] = None,
+    family: Annotated[str | None, typer.Option(help="Fit this family's reference configuration.")] = None,
+    config: Annotated[str | None, typer.Option(help="Fit the configuration in this JSON file.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training faces.")] = None,
+    time_budget: Annotated[str | None, typer.Option(help="Wall time, as 2h, 40m or 90s.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Workers that fit together.")] = 1,
+    init_from: Annotated[str | None, typer.Option(help="Bundle whose weights to start from.")] = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> Call:
+    """Fit one network on one or many workers and write its model bundle."""
+    return _call("train", dict(locals()))
+
+
+@app.command(epilog="Example: fer-scale evaluate bundle other-bundle store --out report")
+def evaluate(
+    paths: Annotated[
+        list[str], typer.Argument(help="Model bundles, then the face store.", metavar="BUNDLE... STORE")
+    ],
+    out: Annotated[str, typer.Option(help="The report to make.")],
+    split: Annotated[str, typer.Option(help="The split to measure on.")] = "test",
+    overwrite: Overwrite = False,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> Call:
+    """Measure one or several bundles on a split, side by side, in one HTML report."""
+    arguments = dict(locals())
+    *bundles, store = arguments.pop("paths")
+    if not bundles:
+        raise InputError(f"only {store!r} was given", "one or more bundles, then a store", "name both")
+    return _call("evaluate", {"bundles": bundles, "store": store, **arguments})
+
+
+@app.command(epilog="Example: fer-scale label bundle s3://bucket/faces s3://bucket/labels")
+def label(
+    bundle: Annotated[str, typer.Argument(help="A model bundle.", metavar="BUNDLE")],
+    source: Annotated[
+        str, typer.Argument(help="Images: a folder, archive, CSV or Parquet; may be s3://.", metavar="SOURCE")
+    ],
+    out: Annotated[str, typer.Argument(help="Where labels, errors and the report go.", metavar="OUT")],
+    image_column: Annotated[str, typer.Option(help="Column with the picture.")] = "image",
+    id_column: Annotated[str | None, typer.Option(help="Column with a unique name.")] = None,
+    include: Annotated[str | None, typer.Option(help="Only files like this, as '*.jpg'.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Workers.", show_default="one a CPU")] = None,
+    overwrite: Overwrite = False,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> Call:
+    """Give every image of a folder or bucket a label with calibrated confidence, exactly once."""
+    return _call("label", dict(locals()))
+
+
+@app.command(epilog="Example: fer-scale serve bundle --port 8000")
+def serve(
+    bundle: Annotated[str, typer.Argument(help="A model bundle.", metavar="BUNDLE")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
+    replicas: Annotated[int, typer.Option(min=1, help="Processes that answer.")] = 1,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> Call:
+    """Answer HTTP requests with labels: POST /v1/predict, and a page to try it."""
+    return _call("serve", dict(locals()))
+
+
+def _call(verb: str, arguments: dict[str, Any]) -> Call:
+    return Call(verb, arguments, arguments.pop("json"), arguments.pop("debug"))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and leave with its exit code: 0, 1, 2 or 130.
+
+    Args:
+        arguments: what follows the program's name; None takes them from `sys.argv`.
+    """
+    sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def job(verb: str) -> None:
+    """What jobs/<verb>.py does: the verb's command, with the script's arguments."""
+    main([verb, *sys.argv[1:]])
+
+
+def run(arguments: list[str]) -> int:
+    """`main`, but the exit code is returned."""
+    call: Call | None = None
+    signal.signal(signal.SIGTERM, _interrupt)  # `ray job stop` and schedulers stop a job so
+    try:
+        call = app(arguments, prog_name="fer-scale", standalone_mode=False)
+        if not isinstance(call, Call):
+            return call or 0  # the help or the version
+        result: Mapping[str, Any] = getattr(fer_scale, call.verb)(**call.arguments)
+        _show(result, call.json)
+    except KeyboardInterrupt:
+        return _fail(HOW_TO_GO_ON[call.verb] if call else "stopped", 130)
+    except typer.TyperException as error:
+        return _fail(f"{error.format_message()} See fer-scale --help.", 2)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read us has gone
+        return 1
+    except Exception as error:
+        return _explain(error, "--debug" in arguments)
+    return 0
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _explain(error: Exception, debug: bool) -> int:
+    wrong = user_error(error)
+    if debug:
+        traceback.print_exception(error)
+    if wrong is not None:
+        return _fail(str(wrong), 2)
+    return _fail(f"{type(error).__name__}: {error}" + ("" if debug else f" ({DEBUG_HINT})"), 1)
+
+
+def _fail(message: str, code: int) -> int:
+    line = " ".join(message.split())
+    print(f"fer-scale: {line}", file=sys.stderr, flush=True)
+    return code
+
+
+def user_error(error: BaseException | None) -> InputError | None:
+    """The `InputError` within the errors that Ray wraps around what was raised on another process."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        cause = getattr(error, "cause", None)
+        if isinstance(error, InputError) and not isinstance(cause, InputError):
+            return error
+        error = cause if isinstance(cause, BaseException) else error.__cause__
+    return None
+
+
+def _show(result: Mapping[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(_plain(result)), flush=True)
+        return
+    facts = {key: value for key, value in result.items() if isinstance(value, str | int | float)}
+    width = max(map(len, facts), default=0)
+    for key, value in facts.items():
+        text = f"{value:,.4g}" if isinstance(value, float) else str(value)
+        print(f"{key.replace('_', ' '):<{width}}  {text}")
+    sys.stdout.flush()
+
+
+def _plain(value: Any) -> Any:
+    """The value in what JSON has: no NaN, keys as text, numpy's numbers as Python's, paths as text."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    convert: Callable[[], Any] | None = getattr(value, "tolist", None)
+    return _plain(convert()) if convert is not None else str(value)
