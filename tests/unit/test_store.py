@@ -1,0 +1,80 @@
+"""Reading a face store, in memory and from S3, and what a wrong one says; FER2013 itself where it is at hand."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from fer_scale.errors import InputError
+from fer_scale.faces.images import Preprocessing, encode_png
+from fer_scale.faces.store import Store
+from fer_scale.verbs.ingest import ingest
+
+TWO = ("happy", "sad")
+
+
+@pytest.fixture
+def faces(tmp_path: Path) -> Path:
+    random = np.random.default_rng(0)
+    for label in TWO:
+        (tmp_path / "faces" / label).mkdir(parents=True)
+        for number in range(9):
+            data = encode_png(random.integers(0, 256, (48, 48), dtype=np.uint8))
+            (tmp_path / "faces" / label / f"{number}.png").write_bytes(data)
+    return tmp_path / "faces"
+
+
+def test_a_split_comes_as_arrays_in_the_order_of_its_ids(tmp_path, faces):
+    ingest(faces, tmp_path / "store", classes=TWO, quiet=True)
+    store = Store.open(str(tmp_path / "store"))
+    assert store.classes == list(TWO)
+    split = store.faces("train", Preprocessing(size=24, channels=3))
+    assert split.images.shape == (len(split), 3, 24, 24)
+    assert [TWO[label] for label in split.labels] == [ident.split("/")[0] for ident in split.ids]
+    table = store.read("train", ["id", "sha256"])
+    assert table["id"].to_pylist() == split.ids
+
+
+def test_what_is_no_store_or_has_no_such_split_is_said(tmp_path, faces):
+    with pytest.raises(InputError, match="ingest SOURCE STORE"):
+        Store.open(str(tmp_path))
+    (faces / "test").mkdir()
+    for label in TWO:
+        (faces / label).rename(faces / "test" / label)
+    ingest(faces, tmp_path / "store", classes=TWO, quiet=True)
+    with pytest.raises(InputError, match="one of test"):
+        Store.open(str(tmp_path / "store")).read("val")
+    manifest = tmp_path / "store/manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "version": 99}))
+    with pytest.raises(InputError, match="of version 99"):
+        Store.open(str(tmp_path / "store"))
+
+
+DATA = Path(os.environ.get("FER_SCALE_DATA", Path(__file__).parents[2].parent / "shared/data/fer2013"))
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"FER2013 is not at {DATA} (set FER_SCALE_DATA)")
+def test_fer2013_gives_the_counts_that_are_known_of_it(tmp_path, capsys):
+    result = ingest(
+        DATA,
+        tmp_path / "store",
+        rename={"surprise": "surprised"},
+        id_column="name",
+        split_column="usage",
+        split_map={"Training": "train", "PublicTest": "test"},
+    )
+    assert result["read"] == 28558 + 3579
+    assert result["dropped"] == result["read"] - 20035 - 2556
+    assert (result["conflicts"], result["rejected"]) == (0, 0)
+    assert result["kept"] + result["duplicates"] == 20035 + 2556
+    tables = [pq.read_table(tmp_path / "store" / part).to_pandas() for part in ("data", "set_aside")]
+    data, aside = tables
+    assert data["sha256"].is_unique
+    assert data["id"].is_unique
+    test = set(data.loc[data["split"] == "test", "sha256"])
+    of_training = aside[(aside["split"] == "train") & aside["sha256"].isin(test)]
+    assert len(of_training) == 210
+    assert "training_ferplus_votes.parquet has no column image, label" in capsys.readouterr().err
