@@ -23,7 +23,6 @@ MISTAKES = 24
 """Wrong answers shown of a single model; of several, half as many each."""
 FEW = 100
 """Below so many faces the report says that they decide little."""
-CURVE = {"loss": "training loss", "train_loss": "training loss", "val_loss": "validation loss"}
 
 
 @dataclass(frozen=True)
@@ -61,6 +60,8 @@ class Model:
     @cached_property
     def parameters(self) -> int:
         """Trainable or not, buffers left out."""
+        if "parameters" in self.bundle.config:
+            return int(self.bundle.config["parameters"])
         return sum(value.numel() for value in self.bundle.network().parameters())
 
 
@@ -83,15 +84,18 @@ def page(
         for model, own in zip(models, figures, strict=True)
     ]
     ranked = sorted(sections, key=lambda section: -section["figures"]["accuracy"])
+    support = {name: row["support"] for name, row in figures[0]["per_class"].items()}
+    commonest = max(support, key=lambda name: support[name])
     lows, highs = zip(*(own["accuracy_interval"] for own in figures), strict=True)
     margin = 0.1 * (max(highs) - min(lows)) + 1e-6
     return render(
         "evaluate.html.j2",
-        title=f"{models[0].name} on {split}" if len(models) == 1 else f"{len(models)} models on {split}",
+        title=f"{models[0].name if len(models) == 1 else f'{len(models)} models'} on the {split} split",
         sections=ranked,
         comparison=comparison,
         axis=(max(0.0, min(lows) - margin), min(1.0, max(highs) + margin)),
         classes=store.classes,
+        commonest=(commonest, support[commonest] / max(figures[0]["n"], 1)),
         split=split,
         store=store.path,
         fingerprint=store.fingerprint,
@@ -140,11 +144,10 @@ def _error_figure(shares: npt.NDArray[np.float64], errors: npt.NDArray[np.float6
 
 def _curve_figure(bundle: Bundle) -> Markup | None:
     curve = pq.read_table(bundle.directory / "curve.parquet").to_pydict()
-    series = [(name, column) for column, name in CURVE.items() if column in curve]
-    if len(curve.get("epoch", ())) < 2 or not series:
+    if len(curve.get("epoch", ())) < 2 or "val_accuracy" not in curve:
         return None
-    drawn = [(name, curve["epoch"], curve[column]) for name, column in series]
-    return draw.lines(drawn, "Loss by epoch", "epoch", "loss")
+    series = [("val", curve["epoch"], curve["val_accuracy"])]
+    return draw.lines(series, "Validation accuracy by epoch", "epoch", "validation accuracy", percent=(False, True))
 
 
 def _mistakes(model: Model, store: Store, split: str, count: int) -> list[dict[str, Any]]:

@@ -26,7 +26,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 _STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "fer_scale",
-    "font.size": 9.5,
+    "font.size": 10,
     "text.color": INK,
     "axes.edgecolor": MUTED,
     "axes.labelcolor": MUTED,
@@ -109,7 +109,7 @@ def reliability(
     Args:
         before, after: rows of `fer_scale.learning.metrics.calibration_bins`; a point's area is its share.
     """
-    with plot("Reliability diagram", "confidence", "accuracy", (4.4, 3.5)) as drawing:
+    with plot("Reliability diagram", "confidence", "accuracy", (5.0, 3.6)) as drawing:
         axes = drawing.axes
         axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
         for rows, shade, label in (
@@ -124,7 +124,7 @@ def reliability(
         axes.set_ylim(0, 1.02)
         _percent_axis(axes.xaxis)
         _percent_axis(axes.yaxis)
-        axes.legend(loc="upper left", markerscale=0.8)
+        axes.legend(loc="lower right", markerscale=0.8)
     return drawing.svg
 
 
@@ -141,8 +141,12 @@ def lines(
         axes = drawing.axes
         for index, (name, at, values) in enumerate(series):
             axes.plot(at, values, color=colour(index), label=name)
-        _percent_axis(axes.xaxis) if percent[0] else None
-        _percent_axis(axes.yaxis) if percent[1] else None
+        if percent[0]:
+            _percent_axis(axes.xaxis)
+        elif all(float(value).is_integer() for _, at, _ in series for value in at):
+            axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        if percent[1]:
+            _percent_axis(axes.yaxis)
         if len(series) > 1:
             axes.legend()
     return drawing.svg
@@ -178,24 +182,25 @@ def bars(names: Sequence[str], values: Series, title: str, x: str) -> Markup:
     return drawing.svg
 
 
-def accuracy_against_compute(points: Sequence[dict[str, Any]], families: Sequence[str]) -> Markup:
+def accuracy_against_compute(trials: Sequence[dict[str, Any]], families: Sequence[str]) -> Markup:
     """Every trial's validation accuracy against the compute it had, logarithmic; whiskers are its 95 % interval.
 
     Args:
-        points: dicts of family, seconds (> 0), accuracy, low, high.
+        trials: rows with family, compute_seconds, accuracy, accuracy_low and accuracy_high.
         families: in the order of their colours.
     """
-    with plot("Validation accuracy against compute, by family", "compute, seconds", "validation accuracy", (7.6, 3.6)) as drawing:
+    title = "Validation accuracy against compute, by family"
+    with plot(title, "compute of the trial, seconds", "validation accuracy", (9.6, 4.0)) as drawing:
         axes = drawing.axes
         axes.set_xscale("log")
         for index, family in enumerate(families):
-            here = [point for point in points if point["family"] == family]
-            if not here:
-                continue
-            x, y = [p["seconds"] for p in here], [p["accuracy"] for p in here]
-            whiskers = [[p["accuracy"] - p["low"] for p in here], [p["high"] - p["accuracy"] for p in here]]
-            axes.errorbar(x, y, whiskers, fmt="none", ecolor=colour(index), elinewidth=0.9, alpha=0.45)
-            axes.scatter(x, y, s=26, marker=MARKERS[index % 8], color=colour(index), label=family, linewidths=0, zorder=3)
+            own = [row for row in trials if row["family"] == family]
+            x, y = [max(row["compute_seconds"], 1e-3) for row in own], [row["accuracy"] for row in own]
+            below = [row["accuracy"] - row["accuracy_low"] for row in own]
+            above = [row["accuracy_high"] - row["accuracy"] for row in own]
+            shade = colour(index)
+            axes.errorbar(x, y, [below, above], fmt="none", ecolor=shade, elinewidth=0.9, alpha=0.45)
+            axes.scatter(x, y, s=28, marker=MARKERS[index % 8], color=shade, label=family, linewidths=0, zorder=3)
         _percent_axis(axes.yaxis)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
@@ -231,7 +236,7 @@ def survivors(rungs: Sequence[Any], counts: Sequence[tuple[str, Sequence[int]]])
         rungs: the rungs' names, lowest first.
         counts: (family, trials that reached each rung), in the order of the families' colours.
     """
-    with plot("Trials that reached each rung, by family", "rung", "trials") as drawing:
+    with plot("Trials that reached each rung, by family", "rung reached", "trials") as drawing:
         axes = drawing.axes
         below = [0] * len(rungs)
         at = range(len(rungs))

@@ -15,11 +15,13 @@ import torch
 from PIL import Image, ImageDraw
 
 from fer_scale import bundle
+from fer_scale.card import card
 from fer_scale.errors import InputError
 from fer_scale.faces.images import Preprocessing, pixel_sha256, prepare
 from fer_scale.faces.store import STORE_SCHEMA, STORE_VERSION
 from fer_scale.families.network import Network
 from fer_scale.learning.configuration import Configuration
+from fer_scale.learning.metrics import summarise
 from fer_scale.verbs.evaluate import evaluate
 
 CLASSES = ["happy", "sad", "surprised"]
@@ -98,11 +100,24 @@ def fitted(store: Path, steps: int, seed: int) -> Network:
 def make_bundle(path: Path, network: Network, fingerprint: str = "drawn-0", classes: list[str] = CLASSES) -> Path:
     path.mkdir()
     facts = {"data_fingerprint": fingerprint, "weights": network.weights, "versions": {"torch": torch.__version__}}
-    curve = pd.DataFrame({"epoch": [1, 2, 3], "train_loss": [1.1, 0.8, 0.6], "val_loss": [1.1, 0.9, 0.8]})
+    curve = pd.DataFrame({"epoch": [1, 2, 3], "train_loss": [1.1, 0.8, 0.6], "val_accuracy": [0.4, 0.6, 0.7]})
     bundle.write(
         path, network, CONFIGURATION, classes=classes, temperature=1.3, facts=facts, metrics={}, curve=curve, card="{model_id}"
     )
     return path
+
+
+def card_of(store: Path) -> str:
+    return card(
+        configuration=CONFIGURATION.to_dict(),
+        classes=CLASSES,
+        counts=json.loads((store / "manifest.json").read_text())["counts"]["splits"],
+        fingerprint="drawn-0",
+        metrics=summarise(np.eye(3, dtype=np.float32), np.arange(3), CLASSES),
+        weights="none",
+        versions={},
+        seconds=1.0,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +225,15 @@ def test_a_full_output_is_kept_unless_it_may_be_replaced(work: Path, tmp_path: P
 def test_no_bundle_is_refused(work: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no bundle"):
         evaluate([], work / "store", out=tmp_path / "report", quiet=True)
+
+
+def test_the_lines_of_the_model_card_run(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", card_of(work / "store"), re.S)
+    face = tmp_path / "face.png"
+    face.write_bytes(mouth("surprised", np.random.default_rng(5)))
+    exec(code.replace('"BUNDLE"', repr(str(work / "long"))).replace('"face.png"', repr(str(face))), {})
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in CLASSES)
 
 
 def test_an_evaluation_does_not_depend_on_the_other_inputs_size(work: Path, tmp_path: Path) -> None:

@@ -1,0 +1,150 @@
+"""The pages stand alone, escape what they are given, and survive searches that went badly."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import jinja2
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from fer_scale import figures, report
+
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+FAMILIES = {"cnn1": 1, "cnn2": 2, "complex_cnn": 6, "vgg16": 30, "resnet": 8, "efficientnet": 10}
+
+
+class Balance(HTMLParser):
+    """Every opened element is closed, in order; ids are unique."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.ids += [value for name, value in attrs if name == "id" and value]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.ids += [value for name, value in attrs if name == "id" and value]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+
+def check(html: str) -> None:
+    parser = Balance()
+    parser.feed(html)
+    assert parser.open == []
+    assert len(parser.ids) == len(set(parser.ids))
+    assert not re.search(r"https?://|<script|@import|#0e00", html)
+
+
+def trials(count: int = 40) -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    names = list(FAMILIES)
+    rows = []
+    for i in range(count):
+        family = names[i % 6]
+        rung = int(rng.choice([0, 0, 0, 1, 1, 2, 3]))
+        seconds = float(15 * 3**rung * rng.uniform(0.8, 1.2))
+        accuracy = float(np.clip(0.48 + 0.07 * rung + 0.02 * (i % 6) + rng.normal(0, 0.02), 0, 1))
+        status = "completed" if rung == 3 else "pruned"
+        rows.append(
+            {
+                "trial_id": f"t{i:03d}",
+                "family": family,
+                "configuration": json.dumps({"family": family, "network": {"width": 1.0}}),
+                "parameters": FAMILIES[family] * 500_000,
+                "input": "48x48x1",
+                "weights": "none" if i % 6 < 3 else "imagenet",
+                "images_seen": int(seconds * 200),
+                "compute_seconds": seconds,
+                "rung": rung,
+                "accuracy": accuracy,
+                "accuracy_low": accuracy - 0.02,
+                "accuracy_high": accuracy + 0.02,
+                "status": status,
+                "reason": "" if rung == 3 else f"below the best third at rung {rung}",
+                "started": 1.7e9 + 60 * i,
+                "ended": 1.7e9 + 60 * i + seconds,
+            }
+        )
+    failed = {**rows[-1], "trial_id": "t999", "rung": 0, "status": "failed", "reason": "the loss is <not> finite"}
+    rows.append(failed | dict.fromkeys(("accuracy", "accuracy_low", "accuracy_high", "parameters", "weights")))
+    return pd.DataFrame(rows)
+
+
+def test_search_report_stands_alone_and_ranks() -> None:
+    table = trials()
+    html = report.search(table, {"seconds": 4000.0, "store": "faces & more", "rungs": [1.5, 4.5], "commit": None})
+    check(html)
+    best = table.loc[table.accuracy.idxmax()]
+    assert html.index(f"trial {best.trial_id}") == html.index("trial t")
+    assert "1 h 6 min" in html
+    assert "1.5, 4.5" in html
+    assert "faces &amp; more" in html
+    assert "the loss is &lt;not&gt; finite" in html
+    assert html.count("trial t") == len(table)
+    assert html.count("<svg") == 3
+
+
+def test_search_report_when_every_trial_failed() -> None:
+    table = trials(1)
+    html = report.search(table[table.status == "failed"], {})
+    check(html)
+    assert "No trial got as far" in html
+
+
+def test_search_report_of_a_single_trial() -> None:
+    check(report.search(trials(1).head(1), {}))
+
+
+def test_figures_on_one_page_share_no_names() -> None:
+    drawn = [
+        figures.histogram([0.1, 0.5, 0.9], "confidence", "confidence", limits=(0, 1)),
+        figures.bars(["happy", "sad"], [3, 1], "answers", "images"),
+        figures.lines([("a", [1, 2], [3, 4]), ("b", [1, 2], [4, 3])], "two", "x", "y"),
+        figures.reliability([], [{"confidence": 0.8, "accuracy": 0.7, "share": 1.0}], 1.2),
+    ]
+    check("".join(drawn))
+    assert all("<title>" in svg for svg in drawn)
+    assert all("var(--" in svg for svg in drawn)
+
+
+def test_the_same_figure_twice_is_the_same_text() -> None:
+    assert figures.bars(["a"], [1], "t", "x") == figures.bars(["a"], [1], "t", "x")
+
+
+def test_figure_titles_are_escaped() -> None:
+    assert "<b>" not in figures.bars(["a<b>"], [1], "<b>", "<b>")
+
+
+def test_a_forgotten_value_is_an_error() -> None:
+    with pytest.raises(jinja2.UndefinedError):
+        report.render("search.html.j2", title="x")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(7.21, "7.2 s"), (59.6, "1 min 0 s"), (95, "1 min 35 s"), (3600, "1 h 0 min"), (9000, "2 h 30 min")]
+)
+def test_duration(seconds: float, text: str) -> None:
+    assert report.duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(999, "999"), (1500, "1.5 k"), (3_812_004, "3.8 M"), (138e6, "138 M"), (2e9, "2.0 G")]
+)
+def test_short(value: float, text: str) -> None:
+    assert report.short(value).replace("\u202f", " ") == text
+
+
+def test_pictures_are_small() -> None:
+    large = report.picture(Image.effect_noise((2000, 1000), 40))
+    assert large.startswith("data:image/png;base64,")
+    assert len(large) < 10_000
