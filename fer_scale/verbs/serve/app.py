@@ -1,0 +1,124 @@
+"""The endpoint on Ray Serve: what a replica is, and the application that `serve run` and `serve deploy` take.
+
+serve run fer_scale.verbs.serve.app:build bundle=s3://bucket/bundle replicas=2
+"""
+
+import hashlib
+import os
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import BackpressureConfig
+from ray.serve.handle import DeploymentHandle
+from starlette.types import ASGIApp
+
+from fer_scale.errors import InputError
+from fer_scale.predictor import Predictor
+from fer_scale.verbs.serve.limits import Limits
+from fer_scale.verbs.serve.metrics import Snapshot
+from fer_scale.verbs.serve.service import Service
+from fer_scale.verbs.serve.tally import TallyDeployment
+from fer_scale.verbs.serve.web import create_app
+
+ROOM = 32
+"""Requests that a replica takes beyond `Limits.max_waiting`: health is answered, and refusals are its own."""
+
+
+@serve.deployment(
+    ray_actor_options={"num_cpus": 1},
+    backpressure_config=BackpressureConfig(status_code=503, retry_after_s=1),
+    health_check_period_s=5,
+    graceful_shutdown_timeout_s=35,
+    graceful_shutdown_wait_loop_s=0.5,
+)
+@serve.ingress()
+class Endpoint:
+    """One replica: the model, loaded once, behind the web application.
+
+    ONNX Runtime gets one thread: more cores are used by more replicas.
+    """
+
+    def __init__(
+        self, bundle: str, limits: Limits, token_digest: str | None, tally: "DeploymentHandle[Any]"
+    ) -> None:
+        torch.set_num_threads(1)
+        self._tally = tally
+        self._replica = serve.get_replica_context().replica_id.unique_id
+        self._service = Service(Predictor.load(bundle, threads=1), limits, token_digest)
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        return create_app(self._service, self._exchange)
+
+    async def _exchange(self, counts: Snapshot) -> Snapshot:
+        total: Snapshot = await self._tally.exchange.remote(self._replica, counts)
+        return total
+
+
+def build(args: dict[str, Any]) -> Application:
+    """The application.
+
+    Args:
+        args: ``bundle`` (a path, local or s3://, that every node can read), and optionally ``replicas`` (1),
+            ``token_file`` and the fields of `Limits`; values may be text, as `serve run` gives them.
+
+    Raises:
+        InputError: an argument is missing, unknown or of no use.
+    """
+    known = {"bundle", "replicas", "token_file", *(field.name for field in fields(Limits))}
+    unknown = sorted(set(args) - known)
+    if unknown or not args.get("bundle"):
+        raise InputError(
+            f"arguments {', '.join(map(repr, sorted(args))) or '(none)'}",
+            f"bundle, and none but {', '.join(sorted(known))}",
+            "give bundle=PATH" if not unknown else f"leave out {', '.join(unknown)}",
+        )
+    limits = Limits(
+        **{field.name: _whole(field.name, args[field.name]) for field in fields(Limits) if field.name in args}
+    )
+    replicas = _whole("replicas", args.get("replicas", 1))
+    if replicas < 1:
+        raise InputError(f"replicas={replicas}", "at least 1", "raise it")
+    bundle = str(args["bundle"])
+    if "://" not in bundle:
+        bundle = os.path.abspath(bundle)
+    token_digest = read_token(args["token_file"]) if args.get("token_file") else None
+    deployment = Endpoint.options(  # type: ignore[attr-defined]
+        num_replicas=replicas,
+        max_ongoing_requests=limits.max_waiting + ROOM,
+        max_queued_requests=2 * limits.max_waiting * replicas,
+    )
+    app: Application = deployment.bind(bundle, limits, token_digest, TallyDeployment.bind())  # type: ignore[attr-defined]
+    return app
+
+
+def read_token(path: str | os.PathLike[str]) -> str:
+    """The hex SHA-256 of the token in a file; the token itself goes no further.
+
+    Raises:
+        InputError: no such file, or a token that is empty, short or not of visible ASCII characters.
+    """
+    try:
+        token = Path(path).read_text(encoding="ascii").strip()
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not ASCII"
+        raise InputError(
+            f"token file {path} ({reason})", "a text file with one token", "check the path"
+        ) from None
+    if len(token) < 16 or not all("!" <= character <= "~" for character in token):
+        raise InputError(
+            f"token file {path} with {len(token)} characters",
+            "one token of at least 16 visible ASCII characters",
+            "make one: openssl rand -hex 32",
+        )
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def _whole(name: str, value: Any) -> int:
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        raise InputError(f"{name}={value!r}", "a whole number", "correct it") from None

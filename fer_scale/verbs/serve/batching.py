@@ -1,0 +1,130 @@
+"""Dynamic batching: while one batch is computed the next gathers, so nobody waits for a batch to fill.
+
+`ray.serve.batch` counts requests and waits a fixed time for company; here a request may hold many images, the
+wait is exactly as long as the engine is busy, and what finds the queue full is refused at once.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Answer = npt.NDArray[np.float32] | Exception
+"""Of one request: probabilities float32 ``[N, K]``, or why there are none."""
+
+Compute = Callable[[list[Sequence[bytes]]], list[Answer]]
+"""The encoded images of some requests to one answer a request; called on a thread of its own."""
+
+
+class Overloaded(Exception):
+    """As many requests wait as may; this one was not taken."""
+
+
+@dataclass
+class _Waiting:
+    images: Sequence[bytes]
+    answer: asyncio.Future[npt.NDArray[np.float32]]
+
+
+class Batcher:
+    """Feeds one compute function, one batch at a time, in order of arrival.
+
+    Args:
+        compute: what answers a batch.
+        max_images: images that share a batch; a request with more makes a batch of its own.
+        max_waiting: requests that wait or are computed; further ones are refused.
+        observe: told the number of images of each batch.
+    """
+
+    def __init__(
+        self,
+        compute: Compute,
+        *,
+        max_images: int,
+        max_waiting: int,
+        observe: Callable[[int], None] | None = None,
+    ) -> None:
+        self._compute = compute
+        self._max_images = max_images
+        self._max_waiting = max_waiting
+        self._observe = observe
+        self._queue: deque[_Waiting] = deque()
+        self._inside = 0
+        self._worker: asyncio.Task[None] | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
+
+    @property
+    def waiting(self) -> int:
+        """Requests taken and not answered yet."""
+        return self._inside
+
+    @property
+    def full(self) -> bool:
+        """Whether the next request would be refused."""
+        return self._inside >= self._max_waiting
+
+    async def submit(self, images: Sequence[bytes]) -> npt.NDArray[np.float32]:
+        """Encoded images to probabilities float32 ``[N, K]``.
+
+        Raises:
+            Overloaded: the queue is full.
+            Exception: what `compute` gave for this request.
+        """
+        if self.full:
+            raise Overloaded
+        waiting = _Waiting(images, asyncio.get_running_loop().create_future())
+        self._queue.append(waiting)
+        self._inside += 1
+        try:
+            if self._worker is None:
+                self._worker = asyncio.create_task(self._work())
+            return await waiting.answer
+        finally:
+            self._inside -= 1
+
+    def close(self) -> None:
+        """Let the thread end; what is being computed is finished."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _take(self) -> list[_Waiting]:
+        """The next batch; requests whose client has gone are dropped unseen."""
+        batch: list[_Waiting] = []
+        images = 0
+        while self._queue:
+            head = self._queue[0]
+            if not head.answer.done():
+                if batch and images + len(head.images) > self._max_images:
+                    break
+                batch.append(head)
+                images += len(head.images)
+            self._queue.popleft()
+        return batch
+
+    async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            while batch := self._take():
+                if self._observe is not None:
+                    self._observe(sum(len(waiting.images) for waiting in batch))
+                answers: list[Answer]
+                try:
+                    answers = await loop.run_in_executor(
+                        self._thread, self._compute, [w.images for w in batch]
+                    )
+                except (
+                    Exception
+                ) as error:  # a fault of the engine: each request's answer, not the queue's end
+                    answers = [error] * len(batch)
+                for waiting, answer in zip(batch, answers, strict=True):
+                    if waiting.answer.done():
+                        continue
+                    if isinstance(answer, Exception):
+                        waiting.answer.set_exception(answer)
+                    else:
+                        waiting.answer.set_result(answer)
+        finally:
+            self._worker = None

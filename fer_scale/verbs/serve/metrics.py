@@ -1,0 +1,116 @@
+"""Counts of one replica, their sum over all replicas, and the text that Prometheus reads."""
+
+import time
+from bisect import bisect_left
+from collections import defaultdict
+
+Key = tuple[str, str]
+"""Name of a series and its labels, written as Prometheus writes them: ``route="/",code="200"``."""
+Snapshot = dict[Key, float]
+
+SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+IMAGES = (1, 2, 4, 8, 16, 32, 64, 128)
+
+HELP = {
+    "fer_scale_requests_total": ("counter", "Requests answered, by route and status code."),
+    "fer_scale_request_seconds": (
+        "histogram",
+        "Seconds from the first byte to the answer of POST /v1/predict.",
+    ),
+    "fer_scale_images_total": ("counter", "Images labelled, by label."),
+    "fer_scale_image_errors_total": ("counter", "Images that could not be read, by reason."),
+    "fer_scale_batch_images": ("histogram", "Images in a batch that the engine computed."),
+    "fer_scale_requests_waiting": ("gauge", "Requests that wait or are computed."),
+    "fer_scale_replicas": ("gauge", "Replicas heard of within the last seconds."),
+    "fer_scale_model_info": ("gauge", "1 for each model that is being served."),
+}
+
+ALIVE_SECONDS = 5.0
+KEPT = 256
+"""Replicas whose last counts are kept, the gone ones included, so that sums do not fall."""
+
+
+def labels(**values: str) -> str:
+    """Labels in Prometheus' text form, escaped."""
+    escaped = {k: v.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n") for k, v in values.items()}
+    return ",".join(f'{key}="{value}"' for key, value in escaped.items())
+
+
+class Counts:
+    """The counts of one replica; touched from its event loop alone."""
+
+    def __init__(self) -> None:
+        self._values: defaultdict[Key, float] = defaultdict(float)
+
+    def add(self, name: str, by: float = 1, **by_labels: str) -> None:
+        """Raise a counter."""
+        self._values[name, labels(**by_labels)] += by
+
+    def put(self, name: str, value: float, **by_labels: str) -> None:
+        """Set a gauge."""
+        self._values[name, labels(**by_labels)] = value
+
+    def observe(self, name: str, value: float, bounds: tuple[float, ...]) -> None:
+        """Add a value to a histogram."""
+        at = bisect_left(bounds, value)
+        for bound in (*bounds[at:], float("inf")):
+            self._values[f"{name}_bucket", f'le="{"+Inf" if bound == float("inf") else f"{bound:g}"}"'] += 1
+        self._values[f"{name}_sum", ""] += value
+        self._values[f"{name}_count", ""] += 1
+
+    def snapshot(self) -> Snapshot:
+        """A copy that may leave the process."""
+        return dict(self._values)
+
+
+class Tally:
+    """The counts of all replicas: each hands its own in once a second, and whoever asks gets the sum."""
+
+    def __init__(self) -> None:
+        self._latest: dict[str, tuple[float, Snapshot]] = {}
+
+    def exchange(self, replica: str, snapshot: Snapshot) -> Snapshot:
+        """Take one replica's counts; give the sum over all, gauges of the living only."""
+        now = time.monotonic()
+        self._latest.pop(replica, None)  # put last again: the order is by when a replica was last heard of
+        self._latest[replica] = (now, snapshot)
+        while len(self._latest) > KEPT:
+            self._latest.pop(next(iter(self._latest)))
+        total: defaultdict[Key, float] = defaultdict(float)
+        alive = 0
+        for heard, counts in self._latest.values():
+            here = now - heard <= ALIVE_SECONDS
+            alive += here
+            for (name, by), value in counts.items():
+                kind = HELP.get(name, ("counter", ""))[0]
+                if name == "fer_scale_model_info":
+                    total[name, by] = max(total[name, by], float(here))
+                elif here or kind != "gauge":
+                    total[name, by] += value
+        total["fer_scale_replicas", ""] = alive
+        return dict(total)
+
+
+def render(values: Snapshot) -> str:
+    """Prometheus' text format 0.0.4."""
+    lines = []
+    for name, (kind, help_text) in HELP.items():
+        series = (name,) if kind != "histogram" else (f"{name}_bucket", f"{name}_sum", f"{name}_count")
+        rows = [
+            (one, by, value)
+            for one in series
+            for (key, by), value in sorted(values.items(), key=_order)
+            if key == one
+        ]
+        if rows:
+            lines += [f"# HELP {name} {help_text}", f"# TYPE {name} {kind}"]
+            lines += [
+                f"{one}{{{by}}} {value:.10g}" if by else f"{one} {value:.10g}" for one, by, value in rows
+            ]
+    return "\n".join(lines) + "\n"
+
+
+def _order(item: tuple[Key, float]) -> tuple[str, float, str]:
+    (name, by), _ = item
+    bound = by.removeprefix('le="').rstrip('"')
+    return name, float(bound) if name.endswith("_bucket") else 0.0, by

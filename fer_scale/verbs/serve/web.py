@@ -1,0 +1,123 @@
+"""The endpoint as an ASGI application: its routes. It knows nothing of Ray."""
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import FileResponse, PlainTextResponse, Response
+from starlette.types import ASGIApp
+
+from fer_scale import __version__
+from fer_scale.verbs.serve import openapi
+from fer_scale.verbs.serve.edge import Edge
+from fer_scale.verbs.serve.metrics import Snapshot, Tally, render
+from fer_scale.verbs.serve.service import Service, overloaded
+
+PAGE = Path(__file__).parent / "page"
+
+Exchange = Callable[[Snapshot], Awaitable[Snapshot]]
+"""A replica's counts to the sum over all replicas."""
+
+logger = logging.getLogger("ray.serve")
+
+
+def create_app(service: Service, exchange: Exchange | None = None, heartbeat: float = 1.0) -> ASGIApp:
+    """The whole endpoint over a loaded model.
+
+    Args:
+        exchange: gives the sum of all replicas' counts for this one's; None where there is one process only.
+        heartbeat: seconds between two hand-ins of this replica's counts.
+    """
+
+    async def total() -> Snapshot:
+        service.counts.put("fer_scale_requests_waiting", service.batcher.waiting)
+        mine = service.counts.snapshot()
+        return await exchange(mine) if exchange is not None else Tally().exchange("", mine)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        beat = asyncio.create_task(_beat(total, heartbeat)) if exchange is not None else None
+        yield
+        if beat is not None:
+            beat.cancel()
+        service.batcher.close()
+
+    app = FastAPI(
+        title="fer_scale",
+        version=__version__,
+        description=openapi.DESCRIPTION,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+    )
+    _routes(app, service, total)
+    return Edge(app, service.counts)
+
+
+def _routes(app: FastAPI, service: Service, total: Callable[[], Awaitable[Snapshot]]) -> None:
+    card: dict[str, Any] = service.card()
+
+    @app.post(
+        "/v1/predict", responses=openapi.PREDICT, openapi_extra=openapi.body(service.limits), tags=["v1"]
+    )
+    async def predict(request: Request) -> Response:
+        """Label one image (a raw body) or several (multipart/form-data), in order."""
+        service.authorise(request)
+        return _json(await service.predict(request))
+
+    @app.get("/v1/model", tags=["v1"])
+    async def model(request: Request) -> Response:
+        """The model card: classes, preprocessing, figures, intended use, and the limits of a request."""
+        service.authorise(request)
+        return _json(card)
+
+    @app.get("/healthz", tags=["operation"])
+    async def healthz() -> Response:
+        """The process is alive."""
+        return _json({"status": "ok"})
+
+    @app.get("/readyz", tags=["operation"])
+    async def readyz() -> Response:
+        """The model is loaded and there is room for a request; 503 where there is none."""
+        if service.batcher.full:
+            raise overloaded()
+        return _json({"status": "ready", "model_id": service.predictor.model_id})
+
+    @app.get("/metrics", tags=["operation"])
+    async def metrics(request: Request) -> Response:
+        """Counts over all replicas as Prometheus text; those of the other replicas are up to a second old."""
+        service.authorise(request)
+        return PlainTextResponse(render(await total()), media_type="text/plain; version=0.0.4")
+
+    def file(name: str, media_type: str) -> None:
+        path = "/" if name == "index.html" else f"/{name}"
+
+        @app.api_route(path, methods=["GET", "HEAD"], include_in_schema=False, name=name)
+        async def static() -> Response:
+            return FileResponse(PAGE / name, media_type=media_type, headers={"Cache-Control": "no-cache"})
+
+    file("index.html", "text/html; charset=utf-8")
+    file("app.js", "text/javascript; charset=utf-8")
+    file("style.css", "text/css; charset=utf-8")
+    file("icon.svg", "image/svg+xml")
+
+
+async def _beat(total: Callable[[], Awaitable[Snapshot]], seconds: float) -> None:
+    """Hand the counts in for as long as the replica lives; a failure ends nothing."""
+    while True:
+        try:
+            await total()
+        except (
+            Exception
+        ) as error:  # whatever Ray raises while it replaces the tally; the next beat tries again
+            logger.warning("counts were not handed in: %s", error)
+        await asyncio.sleep(seconds)
+
+
+def _json(value: Any) -> Response:
+    return Response(json.dumps(value), media_type="application/json")
