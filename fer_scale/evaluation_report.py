@@ -104,11 +104,17 @@ def page(
     )
 
 
-def _section(model: Model, figures: dict[str, Any], store: Store, split: str, mistakes: int) -> dict[str, Any]:
+def _section(
+    model: Model, figures: dict[str, Any], store: Store, split: str, mistakes: int
+) -> dict[str, Any]:
     after, before = model.probabilities, model.uncalibrated
     shares, errors = error_by_share(after, model.labels)
     per_class = [
-        {"name": name, **row, "recall_interval": wilson_interval(row["recall"] * row["support"], row["support"])}
+        {
+            "name": name,
+            **row,
+            "recall_interval": wilson_interval(row["recall"] * row["support"], row["support"]),
+        }
         for name, row in figures["per_class"].items()
     ]
     return {
@@ -120,7 +126,9 @@ def _section(model: Model, figures: dict[str, Any], store: Store, split: str, mi
         "versions": model.bundle.config.get("versions") or {},
         "warnings": _of_the_model(model, figures, store, split),
         "reliability": draw.reliability(
-            calibration_bins(before, model.labels), calibration_bins(after, model.labels), model.bundle.temperature
+            calibration_bins(before, model.labels),
+            calibration_bins(after, model.labels),
+            model.bundle.temperature,
         ),
         "error_by_share": _error_figure(shares, errors),
         "curve": _curve_figure(model.bundle),
@@ -147,7 +155,9 @@ def _curve_figure(bundle: Bundle) -> Markup | None:
     if len(curve.get("epoch", ())) < 2 or "val_accuracy" not in curve:
         return None
     series = [("val", curve["epoch"], curve["val_accuracy"])]
-    return draw.lines(series, "Validation accuracy by epoch", "epoch", "validation accuracy", percent=(False, True))
+    return draw.lines(
+        series, "Validation accuracy by epoch", "epoch", "validation accuracy", percent=(False, True)
+    )
 
 
 def _mistakes(model: Model, store: Store, split: str, count: int) -> list[dict[str, Any]]:
@@ -190,10 +200,12 @@ def _of_the_model(model: Model, figures: dict[str, Any], store: Store, split: st
         ]
     if split == "train":
         return [
-            f"{model.name} was fitted on these very faces: this is its training accuracy, not what new faces will get."
+            f"{model.name} was fitted on these very faces: "
+            "this is its training accuracy, not what new faces will get."
         ]
     if split == "val":
         return [
-            f"{model.name} was chosen and its temperature set on these faces, so the figures are a little too good."
+            f"{model.name} was chosen and its temperature set on these faces: "
+            "the figures are a little too good."
         ]
     return []

@@ -23,7 +23,7 @@ _NAMES = ("ink", "muted", "grid", "paper", "accent", "bad", *(f"c{i}" for i in r
 _STAND_IN = {name: f"#0e00{i:02x}" for i, name in enumerate(_NAMES)}
 INK, MUTED, GRID, PAPER, ACCENT, BAD = (_STAND_IN[name] for name in _NAMES[:6])
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "fer_scale",
     "font.size": 10,
@@ -83,13 +83,15 @@ def _svg(figure: Figure, title: str) -> Markup:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
-    text = re.sub(r"<metadata>.*?</metadata>\s*|<style.*?</style>\s*", "", text[text.index("<svg") :], flags=re.S)
+    text = re.sub(
+        r"<metadata>.*?</metadata>\s*|<style.*?</style>\s*", "", text[text.index("<svg") :], flags=re.S
+    )
     box = re.search(r'viewBox="[^"]*"', text)
     body = text[text.index(">") + 1 :].replace("xlink:href", "href")
     body = re.sub(r"font-family: [^;\"]*", "font-family: inherit", body)
     for name, stand_in in _STAND_IN.items():
         body = body.replace(stand_in, f"var(--{name})")
-    # Several figures share a page: only names that are referred to stay, and those of two figures must not meet.
+    # Figures share a page: only names that are referred to stay, and those of two figures must not meet.
     prefix = "f" + hashlib.sha256(body.encode()).hexdigest()[:8]
     used = set(re.findall(r'(?:href="|url\()#([^")]+)', body))
     body = re.sub(r'\sid="([^"]*)"', lambda m: f' id="{prefix}-{m[1]}"' if m[1] in used else "", body)
@@ -118,7 +120,15 @@ def reliability(
         ):
             x, y = [row["confidence"] for row in rows], [row["accuracy"] for row in rows]
             axes.plot(x, y, color=shade, linewidth=1.2)
-            axes.scatter(x, y, s=[8 + 160 * row["share"] for row in rows], color=shade, alpha=0.75, label=label, linewidths=0)
+            axes.scatter(
+                x,
+                y,
+                s=[8 + 160 * row["share"] for row in rows],
+                color=shade,
+                alpha=0.75,
+                label=label,
+                linewidths=0,
+            )
         low = min((row["confidence"] for row in (*before, *after)), default=0.0)
         axes.set_xlim(max(0.0, low - 0.06), 1.02)
         axes.set_ylim(0, 1.02)
@@ -129,7 +139,12 @@ def reliability(
 
 
 def lines(
-    series: Sequence[tuple[str, Series, Series]], title: str, x: str, y: str, *, percent: tuple[bool, bool] = (False, False)
+    series: Sequence[tuple[str, Series, Series]],
+    title: str,
+    x: str,
+    y: str,
+    *,
+    percent: tuple[bool, bool] = (False, False),
 ) -> Markup:
     """Lines over one pair of axes.
 
@@ -153,7 +168,13 @@ def lines(
 
 
 def histogram(
-    values: Series, title: str, x: str, *, bins: int = 20, limits: tuple[float, float] | None = None, y: str = "images"
+    values: Series,
+    title: str,
+    x: str,
+    *,
+    bins: int = 20,
+    limits: tuple[float, float] | None = None,
+    y: str = "images",
 ) -> Markup:
     """How often which value occurs; of shares (``limits=(0, 1)``) the axis is in per cent."""
     with plot(title, x, y, (5.0, 2.8)) as drawing:
@@ -162,7 +183,7 @@ def histogram(
         axes.grid(visible=False, axis="x")
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        if limits == (0, 1):
+        if limits == (0.0, 1.0):
             _percent_axis(axes.xaxis)
     return drawing.svg
 
@@ -183,7 +204,7 @@ def bars(names: Sequence[str], values: Series, title: str, x: str) -> Markup:
 
 
 def accuracy_against_compute(trials: Sequence[dict[str, Any]], families: Sequence[str]) -> Markup:
-    """Every trial's validation accuracy against the compute it had, logarithmic; whiskers are its 95 % interval.
+    """Every trial's validation accuracy against its compute (logarithmic); whiskers are 95 % intervals.
 
     Args:
         trials: rows with family, compute_seconds, accuracy, accuracy_low and accuracy_high.
@@ -200,7 +221,9 @@ def accuracy_against_compute(trials: Sequence[dict[str, Any]], families: Sequenc
             above = [row["accuracy_high"] - row["accuracy"] for row in own]
             shade = colour(index)
             axes.errorbar(x, y, [below, above], fmt="none", ecolor=shade, elinewidth=0.9, alpha=0.45)
-            axes.scatter(x, y, s=28, marker=MARKERS[index % 8], color=shade, label=family, linewidths=0, zorder=3)
+            axes.scatter(
+                x, y, s=28, marker=MARKERS[index % 8], color=shade, label=family, linewidths=0, zorder=3
+            )
         _percent_axis(axes.yaxis)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
@@ -219,7 +242,9 @@ def best_so_far(ends: Series, accuracies: Series) -> Markup:
     for value in accuracies:
         seen = max(seen, value)
         best.append(seen)
-    with plot("Best validation accuracy so far, over time", "minutes since the start", "validation accuracy") as drawing:
+    with plot(
+        "Best validation accuracy so far, over time", "minutes since the start", "validation accuracy"
+    ) as drawing:
         axes = drawing.axes
         axes.scatter(ends, accuracies, s=14, color=MUTED, alpha=0.55, linewidths=0, label="a trial")
         axes.step(ends, best, where="post", color=colour(0), label="best so far")

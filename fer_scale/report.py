@@ -1,4 +1,4 @@
-"""The self-contained HTML reports: one style sheet, one set of parts, figures as inline SVG, nothing from another host."""
+"""The self-contained HTML reports: one style sheet, shared parts, figures as inline SVG, no other host."""
 
 import base64
 import io
@@ -15,8 +15,8 @@ from PIL import Image
 from fer_scale import __version__, figures
 
 TRIAL_COLUMNS = [
-    "trial_id", "family", "configuration", "parameters", "input", "weights", "images_seen", "compute_seconds", "rung",
-    "accuracy", "accuracy_low", "accuracy_high", "status", "reason", "started", "ended",
+    "trial_id", "family", "configuration", "parameters", "input", "weights", "images_seen", "compute_seconds",
+    "rung", "accuracy", "accuracy_low", "accuracy_high", "status", "reason", "started", "ended",
 ]  # fmt: skip
 """What `search` reads of trials.parquet."""
 
@@ -98,11 +98,14 @@ def search(trials: pd.DataFrame, facts: dict[str, Any]) -> str:
     """The report of a search as one HTML page.
 
     Args:
-        trials: the rows of trials.parquet, in any order; accuracy and its interval are missing where a trial has none.
-        facts: what else is to be told, name to value; ``seconds``, the wall time, goes to the top of the page.
+        trials: the rows of trials.parquet, in any order; accuracy and its interval are missing where
+            a trial has none.
+        facts: what else is to be told, name to value; ``seconds``, the wall time, goes to the top.
     """
-    table = trials[TRIAL_COLUMNS].sort_values(["accuracy", "parameters"], ascending=[False, True], na_position="last")
-    ranked = [{key: _known(value) for key, value in row.items()} for row in table.to_dict("records")]
+    table = trials[TRIAL_COLUMNS].sort_values(
+        ["accuracy", "parameters"], ascending=[False, True], na_position="last"
+    )
+    ranked = [{str(key): _known(value) for key, value in row.items()} for row in table.to_dict("records")]
     families = sorted({row["family"] for row in ranked})
     for rank, row in enumerate(ranked, 1):
         row.update(rank=rank, colour=families.index(row["family"]) % 8)
@@ -119,8 +122,14 @@ def search(trials: pd.DataFrame, facts: dict[str, Any]) -> str:
         ties=sum(row["accuracy_high"] >= best["accuracy"] for row in scored[1:]) if best else 0,
         axis=(low, max(high, low + 1e-6)),
         strip=_strip(ranked, facts),
-        facts=[(name, _text(value)) for name, value in facts.items() if name not in ("seconds", "compute_seconds")],
-        families=sorted(boards, key=lambda board: board["best"]["rank"] if board["best"] else len(ranked) + 1),
+        facts=[
+            (name, _text(value))
+            for name, value in facts.items()
+            if name not in ("seconds", "compute_seconds")
+        ],
+        families=sorted(
+            boards, key=lambda board: board["best"]["rank"] if board["best"] else len(ranked) + 1
+        ),
         rows=ranked,
         drawings=_drawings(scored, ranked, families) if scored else {},
     )
@@ -165,12 +174,17 @@ def _family(own: list[dict[str, Any]], trials: list[dict[str, Any]]) -> dict[str
     }
 
 
-def _drawings(scored: list[dict[str, Any]], trials: list[dict[str, Any]], families: list[str]) -> dict[str, Any]:
+def _drawings(
+    scored: list[dict[str, Any]], trials: list[dict[str, Any]], families: list[str]
+) -> dict[str, Any]:
     began = min(row["started"] for row in trials if row["started"] is not None)
     ended = sorted((row for row in scored if row["ended"] is not None), key=lambda row: row["ended"])
     rungs = range(max(row["rung"] or 0 for row in trials) + 1)
     reached = [
-        (name, [sum(row["family"] == name and (row["rung"] or 0) >= rung for row in trials) for rung in rungs])
+        (
+            name,
+            [sum(row["family"] == name and (row["rung"] or 0) >= rung for row in trials) for rung in rungs],
+        )
         for name in families
     ]
     return {

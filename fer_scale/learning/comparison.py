@@ -18,8 +18,8 @@ def paired_test(first: Correct, second: Correct) -> dict[str, Any]:
         first, second: ``[N]``, where each was right.
 
     Returns:
-        first_only and second_only (faces that only one got right), p_value (exact two-sided McNemar test, McNemar
-        1947), difference in accuracy (first minus second) and its 95 % difference_interval (Bonett & Price 2012).
+        first_only and second_only (faces that only one got right), p_value (exact, two-sided, McNemar 1947),
+        difference in accuracy (first minus second) and its 95 % difference_interval (Bonett & Price 2012).
     """
     n = len(first)
     first_only, second_only = int((first & ~second).sum()), int((~first & second).sum())
@@ -49,11 +49,15 @@ def error_by_share(
     confidence = probabilities.max(axis=1)
     order = np.argsort(-confidence, kind="stable")
     wrong = (probabilities.argmax(axis=1) != labels)[order]
-    ends = np.flatnonzero(np.append(np.diff(confidence[order]) != 0, True)) if len(labels) else np.empty(0, dtype=int)
+    ends = (
+        np.flatnonzero(np.append(np.diff(confidence[order]) != 0, True))
+        if len(labels)
+        else np.empty(0, dtype=int)
+    )
     return (ends + 1) / max(len(labels), 1), np.cumsum(wrong)[ends] / (ends + 1)
 
 
 def share_at_error(probabilities: Probabilities, labels: Labels, error: float) -> float:
-    """The largest share of faces that can be accepted, the surest first, with at most this error among them."""
+    """The largest share of faces, the surest first, that has at most this error among it."""
     shares, errors = error_by_share(probabilities, labels)
     return float(shares[errors <= error].max(initial=0.0))

@@ -37,7 +37,7 @@ def evaluate(
     seed: int = 0,
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Predict one split of a face store with every bundle; write OUT/report.html, metrics.json and predictions.parquet.
+    """Predict one split of a face store with every bundle, and write report, figures and predictions.
 
     Args:
         bundles: one bundle or several, local or s3://.
@@ -49,11 +49,11 @@ def evaluate(
         quiet: say nothing on stderr.
 
     Returns:
-        What metrics.json holds: the figures of the one bundle, or ``{"models": [...], "comparison": {...}}`` in the
-        order in which the bundles were given. `comparison` sets the two most accurate side by side, face by face.
+        What metrics.json holds: the figures of the one bundle, or ``{"models": [...], "comparison": ...}`` in
+        the order in which the bundles were given. `comparison` sets the two most accurate side by side.
 
     Raises:
-        InputError: a bundle or store that cannot be read, other classes, no such split, or `out` is not empty.
+        InputError: an unreadable bundle or store, other classes, no such split, or `out` is not empty.
     """
     set_quiet(quiet)
     paths = [os.fspath(path) for path in ([bundles] if isinstance(bundles, str | os.PathLike) else bundles)]
@@ -63,10 +63,17 @@ def evaluate(
     faces = Store.open(os.fspath(store))
     models = _predict([_load(path, faces) for path in paths], _names(paths), faces, split)
     figures = [_figures(model, faces, split, path) for model, path in zip(models, paths, strict=True)]
-    result: dict[str, Any] = figures[0] if len(models) == 1 else {"models": figures, "comparison": _compare(models)}
+    result: dict[str, Any] = (
+        figures[0] if len(models) == 1 else {"models": figures, "comparison": _compare(models)}
+    )
     with storage.publishing(out, overwrite, last="metrics.json") as folder:
-        pq.write_table(pa.concat_tables([_table(model, faces.classes) for model in models]), folder / "predictions.parquet")
-        (folder / "report.html").write_text(page(models, figures, result.get("comparison"), faces, split), "utf-8")
+        pq.write_table(
+            pa.concat_tables([_table(model, faces.classes) for model in models]),
+            folder / "predictions.parquet",
+        )
+        (folder / "report.html").write_text(
+            page(models, figures, result.get("comparison"), faces, split), "utf-8"
+        )
         (folder / "metrics.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
     for model, own in zip(models, figures, strict=True):
         say(
@@ -101,7 +108,9 @@ def _names(paths: Sequence[str]) -> list[str]:
 def _predict(bundles: list[Bundle], names: list[str], store: Store, split: str) -> list[Model]:
     """Bundles that see the same pixels share one decoding."""
     models: dict[int, Model] = {}
-    order = sorted(range(len(bundles)), key=lambda i: (bundles[i].preprocessing.size, bundles[i].preprocessing.channels))
+    order = sorted(
+        range(len(bundles)), key=lambda i: (bundles[i].preprocessing.size, bundles[i].preprocessing.channels)
+    )
     faces: Faces | None = None
     seen = None
     for i in order:

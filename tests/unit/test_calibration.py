@@ -27,7 +27,12 @@ def test_scaling_lowers_the_error_of_overconfident_answers_and_keeps_them() -> N
     logits, labels = answers()
     sharp = logits * np.float32(3)
     after = probabilities(sharp, fit_temperature(sharp, labels))
-    assert expected_calibration_error(after, labels) < 0.02 < 0.15 < expected_calibration_error(probabilities(sharp), labels)
+    assert (
+        expected_calibration_error(after, labels)
+        < 0.02
+        < 0.15
+        < expected_calibration_error(probabilities(sharp), labels)
+    )
     assert (after.argmax(axis=1) == sharp.argmax(axis=1)).all()
 
 

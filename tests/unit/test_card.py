@@ -41,7 +41,14 @@ def test_card_leaves_room_for_the_id_and_tells_the_figures() -> None:
 
 def test_card_names_what_is_forbidden_and_what_is_unknown() -> None:
     text = made()
-    for words in ("Article 5(1)(f)", "work or in education", "Not for", "Intended use", "skin tones", "Labels are opinions"):
+    for words in (
+        "Article 5(1)(f)",
+        "work or in education",
+        "Not for",
+        "Intended use",
+        "skin tones",
+        "Labels are opinions",
+    ):
         assert words in text
 
 

@@ -62,13 +62,17 @@ def make_store(path: Path, counts: dict[str, int], classes: list[str] = CLASSES,
                 label = classes[(i + 1) % len(classes)]
             sha = pixel_sha256(Image.open(io.BytesIO(data)))
             rows.append((f"{split}/{i:04d}.png", data, label, split, "drawn", 48, 48, sha))
-    columns = [pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), STORE_SCHEMA, strict=True)]
+    columns = [
+        pa.array(column, field.type)
+        for column, field in zip(zip(*rows, strict=True), STORE_SCHEMA, strict=True)
+    ]
     table = pa.table(columns, schema=STORE_SCHEMA)
     (path / "data").mkdir(parents=True)
     pq.write_table(table, path / "data" / "part-0.parquet")
     frame = table.select(["split", "label"]).to_pandas()
     by_split = {
-        split: {name: int(((frame.split == split) & (frame.label == name)).sum()) for name in classes} for split in counts
+        split: {name: int(((frame.split == split) & (frame.label == name)).sum()) for name in classes}
+        for split in counts
     }
     manifest = {
         "version": STORE_VERSION,
@@ -97,12 +101,26 @@ def fitted(store: Path, steps: int, seed: int) -> Network:
     return network
 
 
-def make_bundle(path: Path, network: Network, fingerprint: str = "drawn-0", classes: list[str] = CLASSES) -> Path:
+def make_bundle(
+    path: Path, network: Network, fingerprint: str = "drawn-0", classes: list[str] = CLASSES
+) -> Path:
     path.mkdir()
-    facts = {"data_fingerprint": fingerprint, "weights": network.weights, "versions": {"torch": torch.__version__}}
+    facts = {
+        "data_fingerprint": fingerprint,
+        "weights": network.weights,
+        "versions": {"torch": torch.__version__},
+    }
     curve = pd.DataFrame({"epoch": [1, 2, 3], "train_loss": [1.1, 0.8, 0.6], "val_accuracy": [0.4, 0.6, 0.7]})
     bundle.write(
-        path, network, CONFIGURATION, classes=classes, temperature=1.3, facts=facts, metrics={}, curve=curve, card="{model_id}"
+        path,
+        network,
+        CONFIGURATION,
+        classes=classes,
+        temperature=1.3,
+        facts=facts,
+        metrics={},
+        curve=curve,
+        card="{model_id}",
     )
     return path
 
@@ -185,7 +203,9 @@ def test_classes_in_another_order_are_the_same_classes(work: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize(("split", "said"), [("train", "training accuracy"), ("val", "a little too good")])
-def test_report_says_when_the_model_knows_the_faces(work: Path, tmp_path: Path, split: str, said: str) -> None:
+def test_report_says_when_the_model_knows_the_faces(
+    work: Path, tmp_path: Path, split: str, said: str
+) -> None:
     evaluate(work / "long", work / "store", out=tmp_path / "report", split=split, quiet=True)
     assert said in (tmp_path / "report" / "report.html").read_text()
 
@@ -227,7 +247,9 @@ def test_no_bundle_is_refused(work: Path, tmp_path: Path) -> None:
         evaluate([], work / "store", out=tmp_path / "report", quiet=True)
 
 
-def test_the_lines_of_the_model_card_run(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_lines_of_the_model_card_run(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", card_of(work / "store"), re.S)
     face = tmp_path / "face.png"
     face.write_bytes(mouth("surprised", np.random.default_rng(5)))

@@ -33,7 +33,9 @@ def test_wilson_interval_of_nothing_is_everything() -> None:
 
 
 def test_summary_by_hand() -> None:
-    probabilities = np.array([[0.8, 0.1, 0.1], [0.6, 0.3, 0.1], [0.2, 0.7, 0.1], [0.1, 0.6, 0.3]], dtype=np.float32)
+    probabilities = np.array(
+        [[0.8, 0.1, 0.1], [0.6, 0.3, 0.1], [0.2, 0.7, 0.1], [0.1, 0.6, 0.3]], dtype=np.float32
+    )
     summary = summarise(probabilities, np.array([0, 1, 1, 2]), CLASSES)
     assert summary["accuracy"] == 0.5
     assert summary["confusion"] == [[1, 0, 0], [1, 1, 0], [0, 1, 0]]
@@ -59,7 +61,9 @@ def test_calibration_error_is_small_where_confidence_is_true_and_large_where_it_
 def test_calibration_bins_hold_every_face_once() -> None:
     rows = calibration_bins(*drawn(500))
     assert sum(row["share"] for row in rows) == pytest.approx(1)
-    assert calibration_bins(np.array([[1.0, 0.0]]), np.array([0])) == [{"confidence": 1.0, "accuracy": 1.0, "share": 1.0}]
+    assert calibration_bins(np.array([[1.0, 0.0]]), np.array([0])) == [
+        {"confidence": 1.0, "accuracy": 1.0, "share": 1.0}
+    ]
 
 
 def test_paired_test_by_hand() -> None:
@@ -104,6 +108,8 @@ def test_error_by_share_does_not_depend_on_the_order_of_rows() -> None:
     probabilities = np.round(probabilities, 1)
     turned = np.random.default_rng(3).permutation(300)
     for here, there in zip(
-        error_by_share(probabilities, labels), error_by_share(probabilities[turned], labels[turned]), strict=True
+        error_by_share(probabilities, labels),
+        error_by_share(probabilities[turned], labels[turned]),
+        strict=True,
     ):
         np.testing.assert_allclose(here, there)

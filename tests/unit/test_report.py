@@ -75,14 +75,24 @@ def trials(count: int = 40) -> pd.DataFrame:
                 "ended": 1.7e9 + 60 * i + seconds,
             }
         )
-    failed = {**rows[-1], "trial_id": "t999", "rung": 0, "status": "failed", "reason": "the loss is <not> finite"}
-    rows.append(failed | dict.fromkeys(("accuracy", "accuracy_low", "accuracy_high", "parameters", "weights")))
+    failed = {
+        **rows[-1],
+        "trial_id": "t999",
+        "rung": 0,
+        "status": "failed",
+        "reason": "the loss is <not> finite",
+    }
+    rows.append(
+        failed | dict.fromkeys(("accuracy", "accuracy_low", "accuracy_high", "parameters", "weights"))
+    )
     return pd.DataFrame(rows)
 
 
 def test_search_report_stands_alone_and_ranks() -> None:
     table = trials()
-    html = report.search(table, {"seconds": 4000.0, "store": "faces & more", "rungs": [1.5, 4.5], "commit": None})
+    html = report.search(
+        table, {"seconds": 4000.0, "store": "faces & more", "rungs": [1.5, 4.5], "commit": None}
+    )
     check(html)
     best = table.loc[table.accuracy.idxmax()]
     assert html.index(f"trial {best.trial_id}") == html.index("trial t")
@@ -131,7 +141,8 @@ def test_a_forgotten_value_is_an_error() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(7.21, "7.2 s"), (59.6, "1 min 0 s"), (95, "1 min 35 s"), (3600, "1 h 0 min"), (9000, "2 h 30 min")]
+    ("seconds", "text"),
+    [(7.21, "7.2 s"), (59.6, "1 min 0 s"), (95, "1 min 35 s"), (3600, "1 h 0 min"), (9000, "2 h 30 min")],
 )
 def test_duration(seconds: float, text: str) -> None:
     assert report.duration(seconds) == text
