@@ -1,0 +1,175 @@
+"""What a labelling run has done: its manifest, and the ledger of finished units."""
+
+import bisect
+import json
+import secrets
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
+from typing import Any
+
+from fer_scale import storage
+from fer_scale.errors import InputError
+from fer_scale.labelling.lease import LeaseLostError
+from fer_scale.labelling.units import Unit
+
+MANIFEST_VERSION = 1
+Entry = dict[str, Any]
+"""What `fer_scale.labelling.worker.Worker.label` returns."""
+
+
+def manifest(out: str) -> dict[str, Any] | None:
+    """What fixed the run in ``out``, or None where there is none yet.
+
+    Raises:
+        InputError: the folder holds something else, or a run of another version.
+    """
+    path = storage.join(out, "run.json")
+    if not storage.exists(path):
+        return None
+    found = storage.read_json(path)
+    if not isinstance(found, dict) or found.get("version") != MANIFEST_VERSION:
+        raise InputError(
+            f"{path}, which is no labelling run of version {MANIFEST_VERSION}", "a run of this version",
+            "label into another folder, or pass --overwrite",
+        )  # fmt: skip
+    return found
+
+
+def fix(out: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Write the manifest of a new run, or compare with that of the run which is there.
+
+    Args:
+        settings: what decides the answers; a resume must have the same.
+
+    Raises:
+        InputError: the run in ``out`` has another model, preprocessing or setting; both are named.
+    """
+    found = manifest(out)
+    if found is None:
+        found = {"version": MANIFEST_VERSION, "run_id": secrets.token_hex(6), "settings": settings}
+        storage.write_bytes(storage.join(out, "run.json"), json.dumps(found, indent=2).encode())
+        return found
+    there = found["settings"]
+    for name in settings:
+        if there.get(name) != settings[name]:
+            raise InputError(
+                f"{name} {settings[name]}, where the run in {out} has {name} {there.get(name)}",
+                "the same model, preprocessing and settings to go on with it",
+                "label into another folder, or pass --overwrite",
+            )
+    return found
+
+
+class Ledger:
+    """The finished units of an output, in segments that are written once and never changed.
+
+    A segment holds lines of JSON: first what the run spent on it, then its units. One that starts anew (``"base"``)
+    makes those before it void. Segments are numbered, and a number is given once: a run that lost its lease without
+    noticing cannot write another.
+    """
+
+    def __init__(self, out: str) -> None:
+        self._folder = storage.join(out, "ledger", "segments")
+        self.entries: dict[str, Entry] = {}
+        """Key of the unit to its entry."""
+        self.seconds = 0.0
+        """Wall time of labelling, all runs together."""
+        self.labelled_images = 0
+        """Images answered for in that time."""
+        self._numbers: list[int] = []
+        self._load()
+
+    def _load(self) -> None:
+        if not storage.exists(self._folder):
+            return
+        files = list(storage.list_files(self._folder))
+        with ThreadPoolExecutor(16) as pool:
+            texts = list(pool.map(lambda file: storage.read_bytes(file.path), files))
+        for file, text in zip(files, texts, strict=True):
+            head, *lines = (json.loads(line) for line in text.splitlines())
+            if head["base"]:
+                self.entries, self.seconds, self.labelled_images = {}, 0.0, 0
+            self._numbers.append(int(storage.name(file.path).partition(".")[0]))
+            self.seconds += head["seconds"]
+            self.labelled_images += head["images"]
+            self.entries.update((entry["key"], entry) for entry in lines)
+
+    def commit(self, entries: list[Entry], seconds: float) -> None:
+        """Make units count that are published.
+
+        Args:
+            seconds: wall time since the last commit.
+
+        Raises:
+            LeaseLostError: another run has written meanwhile.
+        """
+        images = sum(entry["inputs"] - entry["carried"] for entry in entries)
+        self._write({"base": False, "seconds": round(seconds, 3), "images": images}, entries)
+        self.entries.update((entry["key"], entry) for entry in entries)
+        self.seconds += seconds
+        self.labelled_images += images
+
+    def keep(self, keys: Iterable[str]) -> None:
+        """Forget all units but these, and gather the rest in one segment."""
+        kept = {key: self.entries[key] for key in keys}
+        if len(kept) == len(self.entries) and len(self._numbers) <= 1:
+            return
+        old = list(self._numbers)
+        self._write({"base": True, "seconds": self.seconds, "images": self.labelled_images}, list(kept.values()))
+        self.entries = kept
+        for number in old:
+            storage.delete(self._segment(number))
+        self._numbers = self._numbers[len(old) :]
+
+    def _segment(self, number: int) -> str:
+        return storage.join(self._folder, f"{number:012d}.jsonl")
+
+    def _write(self, head: dict[str, Any], entries: list[Entry]) -> None:
+        number = max(self._numbers, default=0) + 1
+        text = "\n".join(json.dumps(line, separators=(",", ":")) for line in (head, *entries))
+        if not storage.create_bytes(self._segment(number), text.encode()):
+            raise LeaseLostError("another run has taken over this output; this one has stopped")
+        self._numbers.append(number)
+
+
+class Plan:
+    """Which units of a source are still to be done.
+
+    Args:
+        entries: of the ledger.
+        parts: names of the label parts that are there; a unit whose part is gone is done again.
+        retry_errors: units with errors are done again.
+    """
+
+    def __init__(self, entries: dict[str, Entry], parts: set[str], retry_errors: bool = False) -> None:
+        self._entries = {key: entry for key, entry in entries.items() if entry["part"] in parts}
+        self._retry = retry_errors
+        spans = sorted((*entry["span"], entry["part"]) for entry in self._entries.values() if entry["span"][1])
+        self._spans = spans
+        self._first = [span[0] for span in spans]
+        self._reach = list(accumulate((span[1] for span in spans), max))
+
+    def match(self, units: Iterable[Unit]) -> Iterator[tuple[Unit, bool]]:
+        """Every unit with its part's name, and whether it is to be done."""
+        for unit in units:
+            entry = self._entries.get(unit.key)
+            if entry is None:
+                yield unit.published_as(unit.key, self._former(unit)), True
+            elif self._retry and entry["errors"]:
+                base, _, attempt = entry["part"].partition("-")
+                yield unit.published_as(f"{base}-{int(attempt or 0) + 1}", [entry["part"]]), True
+            else:
+                yield unit.published_as(entry["part"]), False
+
+    def _former(self, unit: Unit) -> list[str]:
+        """Parts of earlier listings whose stretch of ids meets the unit's."""
+        first, last = unit.span
+        found: list[str] = []
+        if last:
+            at = bisect.bisect_right(self._first, last) - 1
+            while at >= 0 and self._reach[at] >= first:
+                if self._spans[at][1] >= first:
+                    found.append(self._spans[at][2])
+                at -= 1
+        return found

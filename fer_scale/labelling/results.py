@@ -1,0 +1,138 @@
+"""The end of a labelling run: stale parts removed, counts added up and checked, the summary and the report."""
+
+import io
+import json
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from fer_scale import figures, report, storage
+from fer_scale.errors import FerScaleError
+from fer_scale.labelling.ledger import Entry, Ledger
+from fer_scale.labelling.worker import BINS, ERRORS_SCHEMA, notes_path
+
+COUNTS = ("inputs", "labelled", "no_face", "errors", "faces", "duplicates")
+NO_ERRORS = "none"
+"""Name of the empty part that stands in ``errors`` where there are none, so that the folder can be read."""
+SHOWN = 12
+"""Pictures a report shows of the surest and of the least sure."""
+SAMPLED = 128
+"""Units whose examples are looked through for them, evenly spread."""
+
+
+def parts(out: str, kind: str) -> set[str]:
+    """Names of the parts in ``labels``, ``errors`` or ``ledger/units``, without their endings."""
+    return {storage.name(path).rpartition(".")[0] for path in _paths(storage.join(out, kind))}
+
+
+def _paths(folder: str) -> list[str]:
+    return [file.path for file in storage.list_files(folder)] if storage.exists(folder) else []
+
+
+def settle(out: str, ledger: Ledger, current: Iterable[str]) -> None:
+    """Leave exactly the parts of the current listing: the ledger first, then the files that it does not name.
+
+    Args:
+        current: keys of all units of the source as it was listed now.
+    """
+    ledger.keep(current)
+    entries = ledger.entries.values()
+    named = {entry["part"] for entry in entries}
+    failed = {entry["part"] for entry in entries if entry["errors"]}
+    if not failed:
+        buffer = io.BytesIO()
+        pq.write_table(ERRORS_SCHEMA.empty_table(), buffer)
+        storage.write_bytes(storage.join(out, "errors", f"{NO_ERRORS}.parquet"), buffer.getvalue())
+    for kind, keep in (("labels", named), ("errors", failed or {NO_ERRORS}), ("ledger/units", named)):
+        for path in _paths(storage.join(out, kind)):
+            if storage.name(path).rpartition(".")[0] not in keep:
+                storage.delete(path)
+
+
+def summarise(ledger: Ledger, run: dict[str, Any], new: int) -> dict[str, Any]:
+    """The counts of everything that is labelled now.
+
+    Args:
+        run: the manifest.
+        new: images that this command answered for.
+
+    Raises:
+        FerScaleError: inputs = labelled + no_face + errors does not hold.
+    """
+    entries = list(ledger.entries.values())
+    counts = {name: sum(entry[name] for entry in entries) for name in COUNTS}
+    if counts["inputs"] != counts["labelled"] + counts["no_face"] + counts["errors"]:
+        raise FerScaleError(f"the counts do not add up: {counts}")
+    return {
+        **counts,
+        "new": new,
+        "images_per_second": round(ledger.labelled_images / max(ledger.seconds, 1e-3), 2),
+        "seconds": round(ledger.seconds, 3),
+        "model_id": run["settings"]["model_id"],
+        "run_id": run["run_id"],
+        "labels": dict(_added(entries, "shares")),
+        "reasons": dict(_added(entries, "reasons")),
+    }
+
+
+def _added(entries: list[Entry], name: str) -> Counter[str]:
+    total: Counter[str] = Counter()
+    for entry in entries:
+        total.update(entry[name])
+    return total
+
+
+def publish(out: str, ledger: Ledger, run: dict[str, Any], new: int) -> dict[str, Any]:
+    """Write ``report.html``, then ``summary.json``, which says that all is complete; gives the summary."""
+    summary = summarise(ledger, run, new)
+    storage.write_bytes(storage.join(out, "report.html"), _report(out, ledger, run, summary).encode())
+    storage.write_bytes(storage.join(out, "summary.json"), (json.dumps(summary, indent=2) + "\n").encode())
+    return summary
+
+
+def _report(out: str, ledger: Ledger, run: dict[str, Any], summary: dict[str, Any]) -> str:
+    entries = list(ledger.entries.values())
+    histogram = [sum(column) for column in zip(*(entry["histogram"] for entry in entries), strict=True)] or [0] * BINS
+    classes = run["settings"]["classes"]
+    return report.render(
+        "label.html.j2",
+        title="Labels",
+        summary=summary,
+        settings=run["settings"],
+        classes=[(name, summary["labels"].get(name, 0)) for name in classes],
+        reasons=sorted(summary["reasons"].items(), key=lambda item: (-item[1], item[0])),
+        confidence=_confidence(histogram),
+        **_examples(out, entries),
+    )
+
+
+def _confidence(histogram: list[int]) -> Any:
+    with figures.plot("Confidence of all labels", "confidence", "images", (5.0, 2.8)) as drawing:
+        axes = drawing.axes
+        edges = [at / BINS for at in range(BINS)]
+        axes.bar(edges, histogram, width=0.92 / BINS, align="edge", color=figures.colour(0), alpha=0.8)
+        axes.set_xlim(0, 1)
+        axes.grid(visible=False, axis="x")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    return drawing.svg
+
+
+def _examples(out: str, entries: list[Entry]) -> dict[str, Any]:
+    """The surest and the least sure pictures among those that a sample of units kept."""
+    step = max(1, len(entries) // SAMPLED)
+    with ThreadPoolExecutor(16) as pool:
+        notes = list(pool.map(lambda entry: storage.read_json(notes_path(out, entry["part"])), entries[::step]))
+    found: dict[str, Any] = {}
+    for name, sign in (("surest", -1), ("unsurest", 1)):
+        kept = {example["id"]: example for note in notes for example in note[name]}.values()
+        best = sorted(kept, key=lambda example: (sign * example["confidence"], example["id"]))[:SHOWN]
+        found[name] = [
+            {"src": f"data:image/png;base64,{e['png']}", "id": e["id"], "said": e["label"], "truth": "",
+             "confidence": e["confidence"]}
+            for e in best
+        ]  # fmt: skip
+    return found

@@ -1,0 +1,284 @@
+"""What there is to label: the files of a folder, the rows of tables, the members of archives, as work units."""
+
+import csv
+import fnmatch
+import io
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fer_scale import storage
+from fer_scale.errors import InputError
+from fer_scale.labelling.units import SLICES, Item, Unit, broken, ranges, stretches
+
+PARQUET = (".parquet", ".pq")
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+CONTAINERS = (*PARQUET, *ARCHIVES, ".csv")
+LOOK_AHEAD = 8192
+"""A source with fewer images is small: it is cut finer, so that all workers have some."""
+SMALL_UNIT, UNIT = 256, 1024
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source that was looked at; listing it is left to `units`."""
+
+    path: str
+    containers: bool
+    """Whether its files are tables and archives rather than images."""
+    single: bool
+    """Whether it is one file."""
+    image_column: str
+    id_column: str | None
+    include: str | None
+
+    @classmethod
+    def open(
+        cls, path: str, *, image_column: str = "image", id_column: str | None = None, include: str | None = None
+    ) -> "Source":
+        """Look at a source: what is it, and is there anything in it.
+
+        A folder is one of tables and archives when every visible file in it is one; otherwise every file in it is
+        an image. A face store stands for its ``data/``.
+
+        Raises:
+            InputError: nothing is there, it is empty, or its first table cannot be used.
+        """
+        path = storage.normal(path)
+        if _is_store(path):
+            path = storage.join(path, "data")
+        single = not storage.is_dir(path)
+        source = cls(path, False, single, image_column, id_column, include)
+        first = next(source._files(), None)
+        if first is None:
+            wanted = f" that match {include}" if include else ""
+            raise InputError(f"{path} holds no files{wanted}", "images to label", "check the path and --include")
+        found = cls(path, source._all_containers(), single, image_column, id_column, include)
+        if found.containers:
+            found._check_first()
+        return found
+
+    def units(self, target: int) -> Iterator[Unit]:
+        """All work units in the order of the listing, of about ``target`` images each; lazily."""
+        if self.containers:
+            for name, file in self._files():
+                if not _hidden(name):
+                    yield from self._container(name, file, target)
+            return
+        root = self.path.rpartition("/")[0] if self.single else self.path
+        items = (Item(_text(name), name, file.size, file.version) for name, file in self._files())
+        yield from stretches(root, items, target)
+
+    def unit_images(self) -> int:
+        """How many images a unit should have."""
+        seen = 0
+        for unit in self.units(SMALL_UNIT):
+            seen += unit.size
+            if seen >= LOOK_AHEAD:
+                return UNIT
+        return SMALL_UNIT
+
+    def _files(self) -> Iterator[tuple[str, storage.FileInfo]]:
+        """Relative path and file, sorted, of what ``include`` lets through."""
+        skip = len(self.path.rpartition("/")[0] if self.single else self.path.rstrip("/")) + 1
+        for file in storage.list_files(self.path):
+            name = file.path[skip:]
+            if self.include is None or _matches(name, self.include):
+                yield name, file
+
+    def _all_containers(self) -> bool:
+        visible = (name.lower() for name, _ in self._files() if not _hidden(name))
+        first = next(visible, "")
+        return first.endswith(CONTAINERS) and all(name.endswith(CONTAINERS) for name in visible)
+
+    def _check_first(self) -> None:
+        """A mistake in a column's name or a path is the user's: better one line now than a row of errors a file."""
+        name, file = next((name, file) for name, file in self._files() if not _hidden(name))
+        found = list(islice(self._container(name, file, UNIT), 2))
+        if found and found[0].kind == "broken":
+            raise InputError(
+                f"{name}: {found[0].items[0].version}",
+                f"pictures in the column {self.image_column!r}" if name.lower().endswith((*PARQUET, ".csv")) else "an archive",
+                "name yours with --image-column and --id-column" if "column" in found[0].items[0].version else "check the file",
+            )
+        if not found and self.single:
+            raise InputError(f"{name} holds no images", "at least one", "check the file")
+
+    def _container(self, name: str, file: storage.FileInfo, target: int) -> Iterator[Unit]:
+        lower = name.lower()
+        try:
+            if lower.endswith(PARQUET):
+                units = self._parquet(name, file, target)
+            elif lower.endswith(".csv"):
+                units = self._csv(name, file, target)
+            elif lower.endswith(".zip"):
+                units = self._zip(name, file, target)
+            else:
+                units = self._tar(name, file, target)
+        except (pa.ArrowException, OSError, csv.Error, UnicodeDecodeError, zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
+            units = [broken(file.path, file, _text(name), f"{type(error).__name__}: {error}"[:200])]
+        except _NoColumnError as error:
+            units = [broken(file.path, file, _text(name), str(error))]
+        yield from units
+
+    def _parquet(self, name: str, file: storage.FileInfo, target: int) -> list[Unit]:
+        with open_parquet(file.path) as table:
+            picture_column(table.schema_arrow, self.image_column, self.id_column)
+            groups = [table.metadata.row_group(i).num_rows for i in range(table.metadata.num_row_groups)]
+        units, start, stop = [], 0, 0
+        for rows in groups:
+            if rows >= 2 * target:  # within a row group all rows before must be read over
+                if stop > start:
+                    units.append(Unit("parquet", file.path, _text(name), file.version, start, stop))
+                for low, high in ranges(rows, max(target, rows // SLICES)):
+                    units.append(Unit("parquet", file.path, _text(name), file.version, stop + low, stop + high))
+                start = stop = stop + rows
+                continue
+            stop += rows
+            if stop - start >= target:
+                units.append(Unit("parquet", file.path, _text(name), file.version, start, stop))
+                start = stop
+        if stop > start:
+            units.append(Unit("parquet", file.path, _text(name), file.version, start, stop))
+        return units
+
+    def _csv(self, name: str, file: storage.FileInfo, target: int) -> list[Unit]:
+        total = sum(1 for _ in csv_rows(file.path, self.image_column, self.id_column))
+        length = max(target, total // SLICES)
+        return [Unit("csv", file.path, _text(name), file.version, *span) for span in ranges(total, length)]
+
+    def _zip(self, name: str, file: storage.FileInfo, target: int) -> list[Unit]:
+        with storage.open_input(file.path) as data, zipfile.ZipFile(data) as archive:
+            members = {m.filename: Item("", m.filename, m.file_size) for m in archive.infolist() if not m.is_dir()}
+        return self._members("zip", name, file, list(members.values()), target)
+
+    def _tar(self, name: str, file: storage.FileInfo, target: int) -> list[Unit]:
+        plain = name.lower().endswith(".tar")
+        with storage.open_input(file.path) as data, tarfile.open(fileobj=data, mode="r:" if plain else "r|*") as archive:
+            # Of two members of one name the later is the one that unpacking leaves.
+            members = {m.name: Item("", m.name, m.size, str(m.offset_data)) for m in archive if m.isreg()}
+        if plain:
+            return self._members("tar", name, file, list(members.values()), target)
+        return self._members("stream", name, file, list(members.values()), max(target, len(members) // SLICES))
+
+    def _members(
+        self, kind: Any, name: str, file: storage.FileInfo, members: list[Item], target: int
+    ) -> list[Unit]:
+        prefix = "" if self.single else f"{_text(name)}/"
+        items = [Item(prefix + _text(m.name), m.name, m.size, m.version) for m in members]
+        return [
+            Unit(kind, file.path, _text(name), file.version, low, high, tuple(items[low:high]))
+            for low, high in ranges(len(items), target)
+        ]
+
+    def check_ids(self) -> None:
+        """Refuse an id column whose values are not unique; reads that column alone, 8 bytes a row in memory.
+
+        Raises:
+            InputError: an id stands twice.
+        """
+        if self.id_column is None or not self.containers:
+            return
+        hashes: list[pd.Series] = []
+        for ids in self._id_batches():
+            hashes.append(pd.util.hash_pandas_object(ids, index=False))
+        every = pd.concat(hashes, ignore_index=True) if hashes else pd.Series([], dtype="uint64")
+        suspects = set(every[every.duplicated()])
+        seen: set[str] = set()
+        for ids in self._id_batches() if suspects else ():
+            for value in ids[pd.util.hash_pandas_object(ids, index=False).isin(suspects)]:
+                if value in seen:
+                    raise InputError(
+                        f"id {value!r} stands more than once in column {self.id_column!r}",
+                        "an id of its own for every row",
+                        "name another column with --id-column, or leave it out",
+                    )
+                seen.add(value)
+
+    def _id_batches(self) -> Iterator["pd.Series[str]"]:
+        for name, file in self._files():
+            lower = name.lower()
+            if _hidden(name) or not lower.endswith((*PARQUET, ".csv")):
+                continue
+            if lower.endswith(".csv"):
+                found = [given for given, _ in csv_rows(file.path, self.image_column, self.id_column) if given]
+                yield pd.Series(found, dtype="object")
+                continue
+            with open_parquet(file.path) as table:
+                for batch in table.iter_batches(batch_size=65536, columns=[self.id_column]):
+                    yield pd.Series([str(v) for v in batch.column(0).to_pylist() if v is not None], dtype="object")
+
+
+class _NoColumnError(Exception):
+    """A table lacks a column that was named."""
+
+
+def open_parquet(path: str) -> pq.ParquetFile:
+    """A Parquet file that is read piece by piece, not ahead into memory."""
+    return pq.ParquetFile(storage.open_input(path), pre_buffer=False, buffer_size=1 << 20)
+
+
+def picture_column(schema: pa.Schema, image_column: str, id_column: str | None) -> pa.DataType:
+    """The type of the picture column, when a picture can be made of it."""
+    for column in (image_column, id_column):
+        if column is not None and column not in schema.names:
+            raise _NoColumnError(f"there is no column {column!r}, only {', '.join(schema.names)}")
+    kind = schema.field(image_column).type
+    types = pa.types
+    if types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        return kind
+    if any(
+        check(kind)
+        for check in (types.is_binary, types.is_large_binary, types.is_binary_view, types.is_fixed_size_binary,
+                      types.is_string, types.is_large_string, types.is_string_view)
+    ):  # fmt: skip
+        return kind
+    raise _NoColumnError(f"column {image_column!r} is {kind}, not encoded pictures, pixel text or paths")
+
+
+def csv_rows(path: str, image_column: str, id_column: str | None) -> Iterator[tuple[str, str]]:
+    """``(id or "", picture cell)`` of every row; fer2013.csv's ``pixels`` stands in for a column ``image``."""
+    csv.field_size_limit(64 * 2**20)
+    with storage.open_input(path) as data:
+        rows = csv.reader(io.TextIOWrapper(data, encoding="utf-8-sig", newline=""))
+        header = [cell.strip() for cell in next(rows, [])]
+        if image_column not in header and image_column == "image" and "pixels" in header:
+            image_column = "pixels"
+        for column in (image_column, id_column):
+            if column is not None and column not in header:
+                raise _NoColumnError(f"there is no column {column!r}, only {', '.join(header)}"[:300])
+        image = header.index(image_column)
+        ident = None if id_column is None else header.index(id_column)
+        for row in rows:
+            if row:
+                cells = row + [""] * (len(header) - len(row))
+                yield ("" if ident is None else cells[ident].strip()), cells[image]
+
+
+def _is_store(path: str) -> bool:
+    manifest = storage.join(path, "manifest.json")
+    if not storage.exists(manifest) or not storage.is_dir(storage.join(path, "data")):
+        return False
+    values = storage.read_json(manifest)
+    return isinstance(values, dict) and "fingerprint" in values
+
+
+def _hidden(name: str) -> bool:
+    """Ray, Spark and others put marks of their own, such as _SUCCESS, beside tables."""
+    return any(part.startswith((".", "_")) for part in name.split("/"))
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name.rpartition("/")[2], pattern)
+
+
+def _text(name: str) -> str:
+    """A name as text: bytes that are no UTF-8 are written as \\xNN."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -1,0 +1,298 @@
+"""The work on one unit: read, decode, infer, write its parts, and tell the counts."""
+
+import base64
+import hashlib
+import io
+import json
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from fer_scale import storage
+from fer_scale.faces.images import ImageError, Preprocessing, prepare
+from fer_scale.labelling.reading import Payload, Reader
+from fer_scale.labelling.units import Unit
+
+BINS = 20
+"""Of the confidence histogram, from 0 to 1."""
+EXAMPLES = 2
+"""The surest and the least sure images that a unit keeps for the report."""
+
+Pixels = npt.NDArray[np.uint8]
+
+ERRORS_SCHEMA = pa.schema([("id", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
+
+
+class Answers(Protocol):
+    """What a worker needs of `fer_scale.predictor.Predictor`."""
+
+    classes: list[str]
+    model_id: str
+    preprocessing: Preprocessing
+
+    def probabilities(self, images: Pixels) -> npt.NDArray[np.float32]:
+        """uint8 ``[N, C, S, S]`` to float32 ``[N, K]``."""
+
+
+def labels_schema(classes: list[str]) -> pa.Schema:
+    """The columns of ``labels``: one row a face."""
+    return pa.schema(
+        [
+            ("id", pa.string()),
+            ("face", pa.int32()),
+            ("label", pa.string()),
+            ("confidence", pa.float32()),
+            *((f"prob_{name}", pa.float32()) for name in classes),
+            ("model_id", pa.string()),
+        ]
+    )
+
+
+def labels_path(out: str, part: str) -> str:
+    """Where a unit's labels are."""
+    return storage.join(out, "labels", f"{part}.parquet")
+
+
+def errors_path(out: str, part: str) -> str:
+    """Where a unit's errors are, if it has any."""
+    return storage.join(out, "errors", f"{part}.parquet")
+
+
+def notes_path(out: str, part: str) -> str:
+    """Where a unit's notes are: which files it answered for, and its examples."""
+    return storage.join(out, "ledger", "units", f"{part}.json")
+
+
+@dataclass
+class _Tally:
+    """What a unit has come to, in memory until it is published."""
+
+    ids: list[str] = field(default_factory=list)
+    answers: list[int] = field(default_factory=list)
+    """For each id the row of ``probabilities`` that answers it."""
+    probabilities: list[npt.NDArray[np.float32]] = field(default_factory=list)
+    inferred: int = 0
+    errors: list[tuple[str, str, str]] = field(default_factory=list)
+    known: dict[bytes, int] = field(default_factory=dict)
+    """Digest of the pixels to the row that answers them."""
+    digests: dict[str, bytes] = field(default_factory=dict)
+    """Id to the first 8 bytes of its pixels' digest, of all that are labelled."""
+    surest: list[dict[str, Any]] = field(default_factory=list)
+    unsurest: list[dict[str, Any]] = field(default_factory=list)
+    carried_labels: list[pa.Table] = field(default_factory=list)
+    carried_errors: int = 0
+
+
+class Worker:
+    """Labels units, one at a time.
+
+    Args:
+        predictor: gives the probabilities.
+        out: the folder that is written.
+        reader: of the source.
+        batch: images inferred at once.
+        threads: that fetch and decode ahead; 0 does it in line, which is best where the files are near and the
+            network runs on the same core.
+    """
+
+    def __init__(self, predictor: Answers, out: str, reader: Reader, *, batch: int = 128, threads: int = 0) -> None:
+        self._predictor = predictor
+        self._out = out
+        self._reader = reader
+        self._batch = batch
+        self._ahead = ThreadPoolExecutor(threads) if threads else None
+        self._schema = labels_schema(predictor.classes)
+        shape = (predictor.preprocessing.channels, predictor.preprocessing.size, predictor.preprocessing.size)
+        self._buffer: Pixels = np.empty((batch, *shape), dtype=np.uint8)
+
+    def label(self, unit: Unit, retry_errors: bool = False) -> dict[str, Any]:
+        """Label one unit and publish it; safe to do again, also at the same time by somebody else.
+
+        Returns:
+            The unit's entry for the ledger: key, part, span, and its counts.
+        """
+        began = time.monotonic()
+        tally = _Tally()
+        done = self._carry_over(unit, tally, retry_errors) if unit.former else frozenset()
+        waiting: list[tuple[str, bytes, Pixels]] = []
+        for ident, pixels in self._prepared(unit, done):
+            if isinstance(pixels, ImageError):
+                tally.errors.append((ident, pixels.reason, pixels.detail))
+                continue
+            digest = hashlib.blake2b(pixels.tobytes(), digest_size=16).digest()
+            row = tally.known.get(digest)
+            if row is None:
+                row = tally.known[digest] = tally.inferred + len(waiting)
+                waiting.append((ident, digest, pixels))
+            tally.ids.append(ident)
+            tally.answers.append(row)
+            tally.digests[ident] = digest[:8]
+            if len(waiting) == self._batch:
+                self._infer(waiting, tally)
+                waiting = []
+        if waiting:
+            self._infer(waiting, tally)
+        return self._publish(unit, tally, time.monotonic() - began)
+
+    def _prepared(self, unit: Unit, done: frozenset[str]) -> Iterator[tuple[str, Pixels | ImageError]]:
+        def one(ident: str, payload: Payload) -> tuple[str, Pixels | ImageError]:
+            try:
+                return ident, prepare(payload(), self._predictor.preprocessing)
+            except ImageError as error:
+                return ident, error
+
+        wanted = ((ident, payload) for ident, payload in self._reader.read(unit) if ident not in done)
+        if self._ahead is None:
+            for ident, payload in wanted:
+                yield one(ident, payload)
+        else:
+            yield from _ahead(self._ahead, one, wanted, 4 * self._batch)
+
+    def _infer(self, waiting: list[tuple[str, bytes, Pixels]], tally: _Tally) -> None:
+        images = self._buffer[: len(waiting)]
+        for at, (_, _, pixels) in enumerate(waiting):
+            images[at] = pixels
+        found = self._predictor.probabilities(images)
+        tally.probabilities.append(found)
+        tally.inferred += len(waiting)
+        confidence = found.max(axis=1)
+        order = np.argsort(confidence, kind="stable")
+        for kept, rows, sign in ((tally.surest, order[::-1], -1), (tally.unsurest, order, 1)):
+            for row in rows[:EXAMPLES]:
+                label = self._predictor.classes[int(found[row].argmax())]
+                ident, _, pixels = waiting[row]
+                kept.append({"id": ident, "label": label, "confidence": float(confidence[row]), "pixels": pixels})
+            kept.sort(key=lambda example, sign=sign: sign * example["confidence"])
+            del kept[EXAMPLES:]
+
+    def _carry_over(self, unit: Unit, tally: _Tally, retry_errors: bool) -> frozenset[str]:
+        """Take answers of files that have not changed from parts of an earlier listing; gives their ids."""
+        stamps = {item.id: item.stamp() for item in unit.items}
+        taken: set[str] = set()
+        for part in unit.former:
+            notes = storage.read_json(notes_path(self._out, part))
+            known = dict(zip(_unpacked(notes["stamps"]), _unpacked(notes["pixels"]), strict=True))
+            same = {ident for ident, stamp in stamps.items() if stamp in known} - taken
+            with pq.ParquetFile(storage.open_input(labels_path(self._out, part))) as file:
+                rows = file.read()
+            rows = rows.filter(pa.array([ident in same for ident in rows["id"].to_pylist()], pa.bool_()))
+            tally.carried_labels.append(rows)
+            labelled = rows["id"].to_pylist()
+            tally.digests.update((ident, known[stamps[ident]]) for ident in labelled)
+            taken.update(labelled)
+            if notes["errors"] and not retry_errors:
+                with pq.ParquetFile(storage.open_input(errors_path(self._out, part))) as file:
+                    bad = [tuple(row.values()) for row in file.read().to_pylist() if row["id"] in same]
+                tally.errors.extend(bad)
+                tally.carried_errors += len(bad)
+                taken.update(row[0] for row in bad)
+            for kept, name in ((tally.surest, "surest"), (tally.unsurest, "unsurest")):
+                kept.extend(example for example in notes[name] if example["id"] in same)
+        return frozenset(taken)
+
+    def _rows(self, tally: _Tally) -> pa.Table:
+        classes = self._predictor.classes
+        distinct = np.concatenate([np.zeros((0, len(classes)), dtype=np.float32), *tally.probabilities])
+        found = distinct[tally.answers] if tally.answers else distinct[:0]
+        best = found.argmax(axis=1)
+        columns: list[Any] = [
+            tally.ids,
+            np.zeros(len(found), dtype=np.int32),
+            [classes[at] for at in best],
+            found.max(axis=1, initial=0.0),
+            *found.T,
+            [self._predictor.model_id] * len(found),
+        ]
+        fresh = pa.table(columns, schema=self._schema)
+        return pa.concat_tables([fresh, *(rows.cast(self._schema) for rows in tally.carried_labels)])
+
+    def _publish(self, unit: Unit, tally: _Tally, seconds: float) -> dict[str, Any]:
+        """Errors and notes first, labels last; the ledger, which is written by the driver, makes them count."""
+        rows = self._rows(tally)
+        if rows.num_rows + len(tally.errors) != unit.size:
+            raise RuntimeError(f"{rows.num_rows} labels and {len(tally.errors)} errors for {unit.size} images")
+        files = unit.items if unit.kind == "files" else ()
+        notes = {
+            "stamps": _packed(item.stamp() for item in files),
+            "pixels": _packed(tally.digests.get(item.id, bytes(8)) for item in files),
+            "errors": len(tally.errors),
+            "surest": [_shown(example) for example in tally.surest[:EXAMPLES]],
+            "unsurest": [_shown(example) for example in tally.unsurest[:EXAMPLES]],
+        }
+        storage.write_bytes(notes_path(self._out, unit.part), json.dumps(notes).encode())
+        if tally.errors:
+            bad = pa.table([list(column) for column in zip(*tally.errors, strict=True)], schema=ERRORS_SCHEMA)
+            storage.write_bytes(errors_path(self._out, unit.part), _parquet(bad))
+        storage.write_bytes(labels_path(self._out, unit.part), _parquet(rows))
+        confidence = rows["confidence"].to_numpy()
+        return {
+            "key": unit.key,
+            "part": unit.part,
+            "span": unit.span,
+            "inputs": unit.size,
+            "labelled": rows.num_rows,
+            "no_face": 0,
+            "errors": len(tally.errors),
+            "faces": rows.num_rows,
+            "duplicates": rows.num_rows - len(set(tally.digests.values())),
+            "carried": sum(t.num_rows for t in tally.carried_labels) + tally.carried_errors,
+            "shares": dict(Counter(rows["label"].to_pylist())),
+            "reasons": dict(Counter(reason for _, reason, _ in tally.errors)),
+            "histogram": np.histogram(confidence, BINS, (0.0, 1.0))[0].tolist(),
+            "seconds": round(seconds, 4),
+        }
+
+
+def _ahead(
+    pool: ThreadPoolExecutor,
+    work: Callable[[str, Payload], tuple[str, Pixels | ImageError]],
+    wanted: Iterator[tuple[str, Payload]],
+    window: int,
+) -> Iterator[tuple[str, Pixels | ImageError]]:
+    """The work on each, in order, with at most ``window`` of them begun and not yet taken."""
+    begun: deque[Any] = deque()
+    for ident, payload in wanted:
+        begun.append(pool.submit(work, ident, payload))
+        if len(begun) >= window:
+            yield begun.popleft().result()
+    while begun:
+        yield begun.popleft().result()
+
+
+def _shown(example: dict[str, Any]) -> dict[str, Any]:
+    """An example with its pixels as a PNG in base64."""
+    if "png" in example:
+        return example
+    pixels = example["pixels"]
+    image = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+    image.thumbnail((96, 96))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    plain = {key: value for key, value in example.items() if key != "pixels"}
+    return {**plain, "png": base64.b64encode(buffer.getvalue()).decode()}
+
+
+def _packed(pieces: Iterable[bytes]) -> str:
+    """Pieces of 8 bytes as base64."""
+    return base64.b64encode(b"".join(pieces)).decode()
+
+
+def _unpacked(text: str) -> list[bytes]:
+    """What `_packed` made."""
+    data = base64.b64decode(text)
+    return [data[at : at + 8] for at in range(0, len(data), 8)]
+
+
+def _parquet(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()

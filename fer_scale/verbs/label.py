@@ -1,0 +1,247 @@
+"""``fer-scale label``: one answer for every image of a source, exactly once, however often it is stopped."""
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import chain
+from typing import Any
+
+from fer_scale import storage
+from fer_scale.bundle import Bundle
+from fer_scale.cluster import Cluster, connected
+from fer_scale.console import Meter, progress, say, set_quiet
+from fer_scale.errors import InputError
+from fer_scale.faces.images import PREPROCESSING_VERSION
+from fer_scale.labelling import ledger, results
+from fer_scale.labelling.ledger import Ledger, Plan
+from fer_scale.labelling.lease import Lease
+from fer_scale.labelling.sources import Source
+from fer_scale.labelling.units import Unit
+from fer_scale.predictor import EngineName
+from fer_scale.verbs.label_stream import Job, stream, workers_of
+
+PathLike = str | os.PathLike[str]
+COMMIT_SECONDS = 2.0
+"""Published units are entered in the ledger at least this often while they come."""
+OURS = ("run.json", "summary.json", "report.html", "ledger", "labels", "errors")
+
+
+def label(
+    bundle: PathLike,
+    source: PathLike,
+    out: PathLike,
+    *,
+    image_column: str = "image",
+    id_column: str | None = None,
+    include: str | None = None,
+    workers: int | None = None,
+    engine: EngineName = "auto",
+    retry_errors: bool = False,
+    overwrite: bool = False,
+    seed: int = 0,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Label every image of a source into OUT/labels, and what cannot be read into OUT/errors, as Parquet.
+
+    The same call on the same `out` goes on where one was stopped, labels what is new or has changed in the source,
+    drops what is gone, or finds nothing left to do.
+
+    Args:
+        bundle: a model bundle, local or s3://.
+        source: a folder of images, a zip or tar archive, a Parquet or CSV file, a folder of those, or a face store.
+        out: the folder that is written, local or s3://.
+        image_column: the pictures in a table: encoded bytes, pixel text or paths.
+        id_column: the ids in a table; without it an id is the file's path and the row, ``faces.parquet#7``.
+        include: a pattern such as ``*.jpg``; without it every file is an input.
+        workers: actors, each with one thread or one GPU; without it as many as the cluster has.
+        engine: auto, onnx or torch; a run keeps the one it began with.
+        retry_errors: try the images again that ended as errors.
+        overwrite: forget what an earlier run left in `out`.
+        seed: taken like everywhere; nothing is drawn here.
+        quiet: say nothing on stderr.
+
+    Returns:
+        What summary.json holds: inputs = labelled + no_face + errors, faces, duplicates, new (answered by this call),
+        images_per_second and seconds (of all calls that worked on `out`), model_id, run_id.
+
+    Raises:
+        InputError: source, bundle or out cannot be used, another run is at work on `out` or began it with another
+            model or setting, or the cluster is too small.
+    """
+    set_quiet(quiet)
+    source, out, bundle = (storage.normal(path) for path in (source, out, bundle))
+    model = Bundle.load(bundle)
+    _check_paths(bundle, source, out, overwrite)
+    if workers is not None and workers < 1:
+        raise InputError(f"workers={workers}", "1 or more", "leave --workers out to use the whole cluster")
+    found = Source.open(source, image_column=image_column, id_column=id_column, include=include)
+    found.check_ids()
+    run = ledger.manifest(out) if not overwrite else None
+    with Lease(out, run["run_id"] if run else "new") as lease:
+        if overwrite:
+            for name in OURS:
+                storage.delete(storage.join(out, name))
+        settings = _settings(model, found, engine, out)
+        session = _Session(out, found, ledger.fix(out, settings), lease)
+        return session.run(bundle, workers, retry_errors)
+
+
+def _check_paths(bundle: str, source: str, out: str, overwrite: bool) -> None:
+    storage.check_output(out, overwrite, resume=not overwrite, inputs=[bundle, source])
+    if out.startswith(f"{source.rstrip('/')}/") and storage.is_dir(source):
+        raise InputError(
+            f"the output {out} lies within the source", "an output outside of it", "choose another OUT"
+        )
+    if overwrite or ledger.manifest(out) is not None or not storage.exists(out):
+        return
+    skip = len(out.rstrip("/")) + 1
+    others = (file.path[skip:] for file in storage.list_files(out))
+    if any(not name.startswith((".", "lease.json")) for name in others):
+        storage.check_output(out, overwrite)
+
+
+def _settings(model: Bundle, source: Source, engine: EngineName, out: str) -> dict[str, Any]:
+    """What decides the answers. What is chosen by looking (engine, unit size) is kept as the run began with it."""
+    there = (ledger.manifest(out) or {}).get("settings", {})
+    if engine == "auto":
+        engine = there.get("engine", "auto")
+    return {
+        "model_id": model.model_id,
+        "classes": model.classes,
+        "preprocessing": asdict(model.preprocessing),
+        "preprocessing_version": PREPROCESSING_VERSION,
+        "engine": _resolved(engine),
+        "source": source.path,
+        "image_column": source.image_column,
+        "id_column": source.id_column,
+        "include": source.include,
+        "unit_images": there.get("unit_images") or source.unit_images(),
+    }
+
+
+def _resolved(engine: EngineName) -> EngineName:
+    """``auto`` is torch where the cluster has a GPU."""
+    if engine not in ("auto", "onnx", "torch"):
+        raise InputError(f"engine {engine!r}", "auto, onnx or torch", "name one of them")
+    if engine != "auto":
+        return engine
+    with connected() as cluster:
+        return "torch" if cluster.gpus >= 1 else "onnx"
+
+
+class _Session:
+    """One call at work on an output whose lease it holds."""
+
+    def __init__(self, out: str, source: Source, run: dict[str, Any], lease: Lease) -> None:
+        self._out = out
+        self._source = source
+        self._manifest = run
+        self._lease = lease
+        self._target = int(run["settings"]["unit_images"])
+        self._ledger = Ledger(out)
+        self._new = 0
+
+    def run(self, bundle: str, workers: int | None, retry_errors: bool) -> dict[str, Any]:
+        plan = Plan(self._ledger.entries, results.parts(self._out, "labels"), retry_errors)
+        seen: set[str] = set()
+        matched = plan.match(self._source.units(self._target))
+        first = next(((unit, to_do) for unit, to_do in _noting(matched, seen) if to_do), None)
+        if first is not None:
+            seen = set()
+            storage.delete(storage.join(self._out, "summary.json"))  # until all is complete again
+            with connected() as cluster:
+                self._label(bundle, cluster, workers, plan, chain([first], matched), seen, retry_errors)
+        else:
+            say("nothing left to label")
+        self._lease.check()
+        results.settle(self._out, self._ledger, seen)
+        summary = results.publish(self._out, self._ledger, self._manifest, self._new)
+        say(
+            f"{summary['inputs']:,} images: {summary['labelled']:,} labelled, {summary['no_face']:,} without a face, "
+            f"{summary['errors']:,} errors, {summary['duplicates']:,} duplicates; {self._new:,} of them now"
+        )
+        say(f"report: {storage.join(self._out, 'report.html')}")
+        return summary
+
+    def _label(
+        self,
+        bundle: str,
+        cluster: Cluster,
+        workers: int | None,
+        plan: Plan,
+        listing: Iterator[tuple[Unit, bool]],
+        seen: set[str],
+        retry_errors: bool,
+    ) -> None:
+        settings = self._manifest["settings"]
+        most, gpu = workers_of(cluster.cpus, cluster.gpus, settings["engine"])
+        workers = workers or most
+        cluster.require(**({"gpus": workers} if gpu else {"cpus": workers}))
+        begun = []
+        for unit, to_do in listing:
+            if to_do:
+                begun.append(unit)
+            if len(begun) == workers:
+                break
+        job = Job(bundle, settings["model_id"], self._source, self._out, settings["engine"], gpu, retry_errors)
+        entries = stream(job, plan, self._target, len(begun), seen)
+        with progress("labelling") as meter, _Counting(meter, begun, listing):
+            self._take(entries, meter)
+
+    def _take(self, entries: Iterator[ledger.Entry], meter: Meter) -> None:
+        """Enter what is published in the ledger, and show it."""
+        held: list[ledger.Entry] = []
+        errors, since = 0, time.monotonic()
+        try:
+            for entry in entries:
+                held.append(entry)
+                errors += entry["errors"]
+                self._new += entry["inputs"] - entry["carried"]
+                meter.advance(entry["inputs"], note=f"{errors:,} errors")
+                if time.monotonic() - since >= COMMIT_SECONDS:
+                    self._commit(held, time.monotonic() - since)
+                    held, since = [], time.monotonic()
+        except KeyboardInterrupt:
+            say("stopped; the same command goes on where this ended")
+            raise
+        finally:
+            self._commit(held, time.monotonic() - since)
+
+    def _commit(self, entries: list[ledger.Entry], seconds: float) -> None:
+        if entries:
+            self._lease.check()
+            self._ledger.commit(entries, seconds)
+
+
+def _noting(matched: Iterator[tuple[Unit, bool]], seen: set[str]) -> Iterator[tuple[Unit, bool]]:
+    for unit, to_do in matched:
+        seen.add(unit.key)
+        yield unit, to_do
+
+
+class _Counting:
+    """Counts in a thread how many images there are to do, for the bar; listing and labelling do not wait for it."""
+
+    def __init__(self, meter: Meter, begun: list[Unit], listing: Iterator[tuple[Unit, bool]]) -> None:
+        self._meter = meter
+        self._begun = begun
+        self._listing = listing
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._count, name="counting", daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _count(self) -> None:
+        total = sum(unit.size for unit in self._begun)
+        for unit, to_do in self._listing:
+            if self._stop.is_set():
+                return
+            total += unit.size if to_do else 0
+        self._meter.expect(total)

@@ -1,0 +1,196 @@
+"""The Ray Data pipeline of labelling: one task lists the units, actors label them, counts come back.
+
+What travels is references to files and counts of answers. Pictures and probabilities never leave the actor that
+reads, decodes, infers and writes them.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy, DataContext, Datasource
+from ray.data.block import BlockMetadata
+from ray.data.datasource import ReadTask
+
+from fer_scale.bundle import Bundle
+from fer_scale.errors import InputError
+from fer_scale.labelling.ledger import Entry, Plan
+from fer_scale.labelling.reading import Reader
+from fer_scale.labelling.sources import Source
+from fer_scale.labelling.units import Unit
+from fer_scale.labelling.worker import Worker
+from fer_scale.predictor import EngineName, Predictor
+from fer_scale.storage import is_s3
+
+ACTOR_CPUS = 0.8
+"""Reserved by an actor, which uses one: the task that lists needs a share too, or the pipeline waits for ever."""
+LISTING_CPUS = 0.1
+SEEN_AT_ONCE = 1000
+"""Keys of finished units that are told together."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What an actor needs to label."""
+
+    bundle: str
+    model_id: str
+    source: Source
+    out: str
+    engine: EngineName
+    gpu: bool
+    retry_errors: bool
+
+
+class IncompleteError(RuntimeError):
+    """Not all units that were listed came back."""
+
+
+def stream(
+    job: Job, plan: Plan, target: int, workers: int, seen: set[str]
+) -> Iterator[Entry]:
+    """Label all units that are to be done; gives the entry of each as it is published.
+
+    Args:
+        target: images a unit.
+        workers: actors.
+        seen: is filled with the keys of all units of the source; complete when the iterator has ended.
+
+    Raises:
+        InputError: the source, the bundle or the output cannot be used any more.
+        IncompleteError: a unit was lost on the way.
+    """
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    expected: int | None = None
+    with DataContext.current(_quiet_context()):
+        units = ray.data.read_datasource(
+            Listing(lambda: _listing(job.source, plan, target)), num_cpus=LISTING_CPUS, override_num_blocks=1
+        )
+        answers = units.map_batches(
+            Labeller,
+            fn_constructor_args=(job,),
+            batch_size=1,
+            batch_format="pyarrow",
+            num_cpus=ACTOR_CPUS,
+            num_gpus=1 if job.gpu else 0,
+            compute=ActorPoolStrategy(size=workers),
+        )
+        for batch in answers.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            for text in batch["message"].to_pylist():
+                message = json.loads(text)
+                if "failed" in message:
+                    raise InputError(*message["failed"])
+                if "entry" in message:
+                    seen.add(message["entry"]["key"])
+                    yield message["entry"]
+                seen.update(message.get("seen", ()))
+                expected = message.get("units", expected)
+    if expected != len(seen):
+        raise IncompleteError(f"{expected} units were listed and {len(seen)} came back; run the same command again")
+
+
+def _quiet_context() -> DataContext:
+    context = DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.enable_auto_log_stats = False
+    context.print_on_execution_start = False
+    context.target_max_block_size = 1  # bytes: each unit is a block of its own, sent as soon as it is listed
+    return context
+
+
+class Listing(Datasource):
+    """One read task, on the driver's node, that lists the source while units are being labelled."""
+
+    def __init__(self, rows: Callable[[], Iterator[pa.Table]]) -> None:
+        super().__init__()
+        self._rows = rows
+
+    @property
+    def supports_distributed_reads(self) -> bool:
+        """It reads what the driver reads."""
+        return False
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        """Not known before listing."""
+        return None
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
+    ) -> list[ReadTask]:
+        """One task, whatever the parallelism: a listing is sequential."""
+        return [ReadTask(self._rows, BlockMetadata(None, None, None, None))]
+
+
+def _listing(source: Source, plan: Plan, target: int) -> Iterator[pa.Table]:
+    """Rows of ``unit`` (to be done) or ``message`` (for the driver); the last message says how many units there are."""
+    held: list[str] = []
+    units = 0
+    try:
+        for unit, to_do in plan.match(source.units(target)):
+            units += 1
+            if to_do:
+                yield _row(unit=unit.to_bytes())
+                continue
+            held.append(unit.key)
+            if len(held) == SEEN_AT_ONCE:
+                yield _row(message=json.dumps({"seen": held}))
+                held = []
+        yield _row(message=json.dumps({"seen": held, "units": units}))
+    except InputError as error:
+        yield _row(message=_failed(error))
+
+
+def _row(unit: bytes = b"", message: str = "") -> pa.Table:
+    return pa.table({"unit": pa.array([unit], pa.binary()), "message": pa.array([message], pa.string())})
+
+
+def _failed(error: InputError) -> str:
+    return json.dumps({"failed": [error.received, error.expected, error.do]})
+
+
+class Labeller:
+    """An actor: a loaded model that labels one unit a call."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._worker: Worker | None = None
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """``unit`` and ``message`` ``[1]`` to ``message`` ``[1]``."""
+        return pa.table({"message": [self._answer(batch["unit"][0].as_py(), batch["message"][0].as_py())]})
+
+    def _answer(self, unit: bytes, message: str) -> str:
+        if not unit:
+            return message
+        try:
+            if self._worker is None:
+                self._worker = _worker(self._job)
+            return json.dumps({"entry": self._worker.label(Unit.from_bytes(unit), self._job.retry_errors)})
+        except InputError as error:  # for the driver, who says it in one line
+            return _failed(error)
+
+
+def _worker(job: Job) -> Worker:
+    bundle = Bundle.load(job.bundle)
+    if bundle.model_id != job.model_id:
+        raise InputError(
+            f"{job.bundle} is model {bundle.model_id} on another machine", f"model {job.model_id} everywhere",
+            "put the bundle where all machines read the same",
+        )  # fmt: skip
+    predictor = Predictor.load(bundle, engine=job.engine, threads=1)
+    threads = (16 if is_s3(job.source.path) else 0) + (16 if job.gpu else 0)
+    reader = Reader(job.source.image_column, job.source.id_column)
+    batch = 1024 if job.gpu else 128
+    return Worker(predictor, job.out, reader, batch=batch, threads=threads)
+
+
+def workers_of(cluster_cpus: float, cluster_gpus: float, engine: str) -> tuple[int, bool]:
+    """How many actors a cluster takes, and whether each has a GPU."""
+    if engine == "torch" and cluster_gpus >= 1:
+        return int(cluster_gpus), True
+    return max(1, int(cluster_cpus)), False
