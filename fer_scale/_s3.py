@@ -18,6 +18,7 @@ from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    ConnectionError,
     HTTPClientError,
     NoCredentialsError,
     PartialCredentialsError,
@@ -107,7 +108,7 @@ def translated(path: str) -> Iterator[None]:
             "credentials in the standard AWS settings",
             "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
         ) from error
-    except HTTPClientError as error:
+    except (ConnectionError, HTTPClientError) as error:
         raise InputError(
             f"{_where()} cannot be reached for {path} ({error})",
             "an S3 endpoint that answers",

@@ -1,0 +1,32 @@
+"""Asking for more than there is; the rest of `cluster` is tested with Ray in tests/ray."""
+
+import socket
+import time
+
+import pytest
+
+from fer_scale.cluster import Cluster, connect
+from fer_scale.errors import InputError
+
+
+def test_more_than_the_cluster_has_is_refused() -> None:
+    cluster = Cluster(cpus=2, gpus=0, nodes=1, ours=True)
+    cluster.require(cpus=2)
+    cluster.require(cpus=3 * (2 / 3))
+    with pytest.raises(
+        InputError, match="3 CPUs were asked for; expected at most the 2 that the cluster has"
+    ):
+        cluster.require(cpus=3)
+    with pytest.raises(InputError, match="1 GPUs were asked for"):
+        cluster.require(cpus=1, gpus=1)
+
+
+def test_a_cluster_that_is_gone_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    began = time.monotonic()
+    with pytest.raises(InputError, match=f"no Ray cluster answers at {address}"):
+        connect()
+    assert time.monotonic() - began < 5
