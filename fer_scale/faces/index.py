@@ -26,45 +26,52 @@ _CHUNK = 65536
 
 
 class Index:
-    """Hash, id, label and split of each decoded row, packed into Arrow arrays (about 100 bytes a row)."""
+    """Hash, id, label and split of each decoded row, packed: 100 bytes a row with ids of 30 letters."""
 
     def __init__(self) -> None:
-        self._hashes: list[pa.Array] = []
+        self._hashes = bytearray()
         self._ids: list[pa.Array] = []
-        self._codes: list[npt.NDArray[np.int32]] = []
-        self._open: list[tuple[bytes, str, int, int]] = []
+        self._codes: list[npt.NDArray[np.int16]] = []
+        self._open: list[tuple[str, int, int]] = []
 
     def add(self, sha256: bytes, ident: str, label: int, split: int) -> None:
         """One row: 32 bytes, its id, its class's place, its split's place or -1."""
-        self._open.append((sha256, ident, label, split))
+        self._hashes += sha256
+        self._open.append((ident, label, split))
         if len(self._open) >= _CHUNK:
             self._pack()
 
     def _pack(self) -> None:
-        hashes, ids, labels, splits = zip(*self._open, strict=True) if self._open else ((), (), (), ())
-        self._hashes.append(pa.array(hashes, pa.binary(32)))
-        self._ids.append(pa.array(ids, pa.large_string()))
-        self._codes.append(np.array([labels, splits], dtype=np.int32))
+        self._ids.append(pa.array([row[0] for row in self._open], pa.large_string()))
+        self._codes.append(np.array([row[1:] for row in self._open], dtype=np.int16).reshape(-1, 2))
         self._open = []
 
     def finish(self) -> "Rows":
         """All rows as columns; the index itself is emptied."""
         self._pack()
-        hashes = pa.chunked_array(self._hashes, pa.binary(32)).dictionary_encode().unify_dictionaries()
-        group, unique = _codes(hashes)
-        del hashes
-        self._hashes = []
-        ids = pa.chunked_array(self._ids, pa.large_string()).combine_chunks()
-        self._ids = []
-        labels, splits = np.concatenate(self._codes, axis=1)
-        self._codes = []
-        return Rows(ids, group, unique, labels.astype(np.int64), splits.astype(np.int64))
+        words = np.frombuffer(bytes(self._hashes), dtype="<u8").reshape(-1, 4)
+        self._hashes = bytearray()
+        group, hashes = _grouped(words)
+        del words
+        ids = pa.chunked_array(self._ids).combine_chunks()
+        codes = np.concatenate(self._codes)
+        self._ids, self._codes = [], []
+        return Rows(ids, group, hashes, codes[:, 0].copy(), codes[:, 1].copy())
 
 
-def _codes(encoded: pa.ChunkedArray) -> tuple[Codes, pa.Array]:
-    """Codes and dictionary of a dictionary-encoded column whose chunks share one dictionary."""
-    codes = np.concatenate([np.asarray(chunk.indices, dtype=np.int64) for chunk in encoded.chunks])
-    return codes, encoded.chunk(0).dictionary
+def _grouped(words: npt.NDArray[np.uint64]) -> tuple[Codes, npt.NDArray[np.uint64]]:
+    """A number for each row of ``[N, 4]`` words, the same for equal rows, and the different rows ``[G, 4]``.
+
+    Sorted by the first half: 128 bits of SHA-256 put equal rows beside each other, all 256 decide.
+    """
+    order = np.lexsort((words[:, 1], words[:, 0]))
+    new = np.ones(len(words), dtype=bool)
+    for start in range(1, len(words), _CHUNK):
+        at = order[start - 1 : start + _CHUNK]
+        new[start : start + _CHUNK] = (words[at[1:]] != words[at[:-1]]).any(axis=1)
+    group = np.empty(len(words), dtype=np.int64)
+    group[order] = np.cumsum(new) - 1
+    return group, words[order[new]]
 
 
 @dataclass
@@ -74,11 +81,11 @@ class Rows:
     ids: pa.Array
     group: Codes
     """Which picture: rows of the same pixels have the same number, a place in ``hashes``."""
-    hashes: pa.Array
-    """The different SHA-256, 32 bytes each."""
-    label: Codes
+    hashes: npt.NDArray[np.uint64]
+    """The different SHA-256, ``[G, 4]``, little-endian words."""
+    label: npt.NDArray[np.int16]
     """Place in the classes."""
-    given: Codes
+    given: npt.NDArray[np.int16]
     """Place in `SPLITS`, or -1 where the source names none."""
 
     def __len__(self) -> int:
@@ -86,9 +93,7 @@ class Rows:
 
     def hex_of(self, at: Codes) -> pa.Array:
         """SHA-256 of some rows, as hex."""
-        return pa.array(
-            [value.hex() for value in self.hashes.take(pa.array(self.group[at])).to_pylist()], pa.string()
-        )
+        return pa.array([row.tobytes().hex() for row in self.hashes[self.group[at]]], pa.string())
 
 
 @dataclass
@@ -115,12 +120,12 @@ def decide(rows: Rows, *, keep_duplicates: bool, seed: int) -> Decision:
     """
     count = len(rows)
     status = np.full(count, KEPT, dtype=np.int8)
-    id_code, id_rank = _ids(rows.ids)
-    first = _first(id_code, np.ones(count, dtype=bool))
-    status[rows.group[first[id_code]] != rows.group] = REPEATED_ID
+    rank = _ranks(rows.ids)
+    first = _first(rank, np.ones(count, dtype=bool))
+    status[rows.group[first[rank]] != rows.group] = REPEATED_ID
 
     live = status == KEPT
-    one_label = np.zeros(len(rows.hashes), dtype=np.int64)
+    one_label = np.zeros(len(rows.hashes), dtype=np.int16)
     one_label[rows.group[live]] = rows.label[live]
     doubtful = np.zeros(len(rows.hashes), dtype=bool)
     doubtful[rows.group[live & (one_label[rows.group] != rows.label)]] = True
@@ -131,24 +136,27 @@ def decide(rows: Rows, *, keep_duplicates: bool, seed: int) -> Decision:
     safest = np.zeros(len(rows.hashes), dtype=np.int64)
     np.maximum.at(safest, rows.group[live], side[live])
     on_side = live & (side == safest[rows.group])
-    chosen = _smallest(rows.group, id_rank[id_code], on_side)
+    chosen = _smallest(rows.group, rank, on_side)
     at = np.arange(count)
     kept = on_side & (chosen[rows.group] == at)
     if keep_duplicates:
-        kept = on_side & (_first(id_code, on_side)[id_code] == at)
-        chosen = _smallest(rows.group, id_rank[id_code], kept)
+        kept = on_side & (_first(rank, on_side)[rank] == at)
+        chosen = _smallest(rows.group, rank, kept)
     status[live & ~kept] = DUPLICATE
     split = _carve(rows, kept, safest, seed)[rows.group].astype(np.int8)
     return Decision(status, split, chosen[rows.group])
 
 
-def _ids(ids: pa.Array) -> tuple[Codes, Codes]:
-    """A number for each id, and for each number its rank among the sorted ids."""
-    encoded = ids.dictionary_encode()
-    order = np.asarray(pc.sort_indices(encoded.dictionary)).astype(np.int64)
+def _ranks(ids: pa.Array) -> Codes:
+    """The place of each id among the sorted different ids: equal ids have equal ranks."""
+    order = np.asarray(pc.sort_indices(ids)).astype(np.int64)
+    new = np.ones(len(order), dtype=bool)
+    for start in range(1, len(order), _CHUNK):
+        near = ids.take(pa.array(order[start - 1 : start + _CHUNK]))
+        new[start : start + _CHUNK] = np.asarray(pc.not_equal(near.slice(1), near.slice(0, len(near) - 1)))
     rank = np.empty(len(order), dtype=np.int64)
-    rank[order] = np.arange(len(order))
-    return np.asarray(encoded.indices, dtype=np.int64), rank
+    rank[order] = np.cumsum(new) - 1
+    return rank
 
 
 def _first(code: Codes, among: Mask) -> Codes:
@@ -178,12 +186,9 @@ def _carve(rows: Rows, kept: Mask, safest: Codes, seed: int) -> Codes:
     label = rows.label[kept][where]
     side = safest.copy()
     given = set(np.unique(side[pictures]).tolist())
-    words = np.frombuffer(b"".join(rows.hashes.take(pa.array(pictures)).to_pylist()), dtype="<u8").reshape(
-        -1, 4
-    )
     for number in np.unique(label).tolist():
         mine = pictures[label == number]
-        draw = words[label == number]
+        draw = rows.hashes[mine]
         order = np.lexsort((draw[:, 1], _mixed(draw[:, 0], seed)))
         pool = mine[order][side[mine[order]] == TRAIN]
         tests, vals = shares(

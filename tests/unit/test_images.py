@@ -26,10 +26,7 @@ def encoded(image: Image.Image, format: str = "PNG", **options: object) -> bytes
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_mode_becomes_uint8_of_the_shape_asked_for(mode, channels):
     source = Image.fromarray(GRAY)
-    if mode == "I;16":
-        image = Image.fromarray(GRAY.astype(np.uint16) * 257)
-    else:
-        image = source.convert(mode)
+    image = Image.fromarray(GRAY.astype(np.uint16) * 257) if mode == "I;16" else source.convert(mode)
     data = encoded(image, "TIFF" if mode in ("CMYK", "F", "I") else "PNG")
     array = prepare(data, Preprocessing(size=32, channels=channels))
     assert array.shape == (channels, 32, 32)

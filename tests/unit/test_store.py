@@ -1,4 +1,4 @@
-"""Reading a face store, in memory and from S3, and what a wrong one says; FER2013 itself where it is at hand."""
+"""Reading a face store, and what a wrong one says; FER2013 itself where it is at hand."""
 
 import json
 import os
