@@ -3,6 +3,7 @@
 import dataclasses
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -57,6 +58,22 @@ class Configuration:
             raise InputError(f"family {family!r}", f"one of {', '.join(FAMILIES)}", "name one of them")
         network, preprocessing = FAMILIES[family].reference()
         return cls(family=family, network=network, preprocessing=preprocessing, recipe=Recipe())
+
+
+    def with_fixed(self, fixed: Mapping[str, Any]) -> "Configuration":
+        """The same with the user's fixed values (``lr``, ``size``, ``resnet.variant``) put in."""
+
+        def put(owner: T, prefix: str = "") -> T:
+            names = {f.name for f in dataclasses.fields(owner)}  # type: ignore[arg-type]
+            given = {key.removeprefix(prefix): v for key, v in fixed.items() if key.startswith(prefix)}
+            return replace(owner, {key: v for key, v in given.items() if key in names}, prefix or "fix")
+
+        return dataclasses.replace(
+            self,
+            network=put(self.network, f"{self.family}."),
+            preprocessing=put(self.preprocessing),
+            recipe=put(self.recipe),
+        )
 
 
 def check_keys(values: dict[str, Any], valid: tuple[str, ...], what: str) -> None:

@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from fer_scale.errors import FerScaleError
 from fer_scale.faces.store import Faces
@@ -83,8 +83,7 @@ class Learner:
         self._weights = _class_weights(class_counts, recipe.class_weighting).to(device)
         self._average: AveragedModel | None = None
         if recipe.ema:
-            averaging = get_ema_multi_avg_fn(recipe.ema)
-            self._average = AveragedModel(self.network, multi_avg_fn=averaging, use_buffers=True)
+            self._average = AveragedModel(self.network, multi_avg_fn=_averaging(recipe.ema), use_buffers=True)
         self._parallel: nn.Module = self.network
         if dist.is_initialized() and dist.get_world_size() > 1:
             self._parallel = nn.parallel.DistributedDataParallel(self.network, broadcast_buffers=False)
@@ -153,38 +152,32 @@ class Learner:
         self.step = step
 
 
-def fit(
-    learner: Learner,
-    batches: Batches,
-    until: int,
-    factor: Callable[[int], float],
-    stop: Callable[[], bool] = lambda: False,
-) -> float:
-    """Train up to step ``until``, at ``factor(step)`` times the recipe's rate; gives the mean training loss.
+def fit(learner: Learner, batches: Batches, until: int, progress: Callable[[int], float]) -> float:
+    """Train up to step ``until``, or until the budget is spent; gives the mean training loss.
 
     Args:
-        stop: asked before every step; True ends the fit there (a deadline, a pruned trial).
+        progress: the share of the budget that is spent before a step, which decides its learning rate; 1 ends the
+            fit there. It may go by steps, by the clock, or jump to 1 (a deadline, a pruned trial).
 
     Raises:
-        DivergedError: the loss is not finite; the line names step, rate and batch.
+        DivergedError: the loss is not finite; the line names step, rate and rows.
     """
     total, steps = torch.zeros((), device=learner.device), 0
-    while learner.step < until and not stop():
+    while learner.step < until:
         at = learner.step
-        total += learner.train_step(batches, factor(at))
+        share = progress(at)
+        if share >= 1:
+            break
+        factor = anneal(learner.recipe, share)
+        total += learner.train_step(batches, factor)
         steps += 1
         # reading the loss waits for the device, so it is read now and then
         if (steps % 20 == 0 or learner.step == until) and not math.isfinite(total.item()):
             raise DivergedError(
-                f"the loss is not finite by step {at} (rate {learner.recipe.lr * factor(at):.3g}, "
+                f"the loss is not finite by step {at} (rate {learner.recipe.lr * factor:.3g}, "
                 f"rows {batches.indices(at)[:4].tolist()}...); lower lr or clip"
             )
     return float(total) / max(steps, 1)
-
-
-def cycle(recipe: Recipe, start: int, end: int) -> Callable[[int], float]:
-    """Learning-rate factor of one anneal from step ``start`` to ``end``: warm up, then a cosine down to 0."""
-    return lambda step: anneal(recipe, (step - start) / max(end - start, 1))
 
 
 def anneal(recipe: Recipe, progress: float) -> float:
@@ -204,6 +197,21 @@ def _optimizer(network: Network, recipe: Recipe) -> torch.optim.Optimizer:
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=recipe.lr, fused=True)
     return torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9, nesterov=True, fused=True)
+
+
+def _averaging(decay: float) -> Callable[[list[Tensor], list[Tensor], Any], None]:
+    """Exponential averaging whose memory grows with the steps taken, up to ``decay``."""
+
+    @torch.no_grad()
+    def average(averaged: list[Tensor], current: list[Tensor], steps: Tensor | int) -> None:
+        share = 1 - min(decay, (1 + int(steps)) / (10 + int(steps)))
+        if averaged[0].is_floating_point():
+            torch._foreach_lerp_(averaged, current, share)
+        else:  # counters, such as batch norm's number of batches
+            for old, new in zip(averaged, current, strict=True):
+                old.copy_(new)
+
+    return average
 
 
 def _by_decay(parameters: list[nn.Parameter], decay: float) -> Iterator[tuple[float, list[nn.Parameter]]]:

@@ -10,13 +10,13 @@ from fer_scale.errors import InputError
 class Recipe:
     """How a network is fitted."""
 
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "adamw"] = "adamw"
     """``sgd`` has Nesterov momentum 0.9."""
-    lr: float = 0.1
+    lr: float = 1e-3
     """Peak learning rate at ``batch_size``."""
     schedule: Literal["one_cycle", "cosine"] = "one_cycle"
     """``one_cycle`` warms up over 30 % of the steps (Smith 2018), ``cosine`` over 5 % (Loshchilov & Hutter 2017)."""
-    weight_decay: float = 5e-4
+    weight_decay: float = 0.02
     """On weights of two and more dimensions; biases and norms have none."""
     batch_size: int = 128
     """Global: the sum over workers."""
@@ -31,7 +31,8 @@ class Recipe:
     layer_decay: float = 1.0
     """Factor on the learning rate for each stage further from the head."""
     ema: float = 0.998
-    """Decay a step of the exponential average of the weights (Polyak & Juditsky 1992); 0 leaves it out."""
+    """Decay a step of the exponential average of the weights (Polyak & Juditsky 1992); 0 leaves it out. Early in a
+    fit it is less, so that the average never looks back further than a tenth of the steps taken."""
     clip: float = 1.0
     """Largest gradient norm, per step."""
 

@@ -1,0 +1,34 @@
+"""Spans of time as people write them."""
+
+import re
+
+from fer_scale.errors import InputError
+
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def parse_seconds(text: str | float, what: str) -> float:
+    """Seconds of ``90``, ``90s``, ``40m``, ``2h`` or ``1h30m``.
+
+    Raises:
+        InputError: anything else, or nothing above zero.
+    """
+    if isinstance(text, int | float):
+        seconds = float(text)
+    elif re.fullmatch(r"\d+(\.\d+)?", text.strip()):
+        seconds = float(text)
+    elif re.fullmatch(r"(\d+(\.\d+)?[smhd]\s*)+", text.strip()):
+        seconds = sum(float(n) * UNITS[unit] for n, _, unit in re.findall(r"(\d+(\.\d+)?)([smhd])", text))
+    else:
+        raise InputError(f"{what} {text!r}", "a time like 90s, 40m, 2h or 1h30m", "correct it")
+    if not 0 < seconds < float("inf"):
+        raise InputError(f"{what} {text!r}", "a time above zero", "correct it")
+    return seconds
+
+
+def span(seconds: float) -> str:
+    """``3725`` as ``1h02m``, ``65`` as ``1m05s``, ``5.2`` as ``5s``."""
+    whole = max(round(seconds), 0)
+    if whole >= 3600:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 60}m{whole % 60:02d}s" if whole >= 60 else f"{whole}s"

@@ -1,0 +1,60 @@
+"""A fit's memory: what a killed fit goes on from, on local disk or S3, as safetensors and JSON."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+
+from fer_scale import storage
+from fer_scale.learning.loop import Learner
+
+KEPT = 2
+
+
+class Checkpoints:
+    """The checkpoints of one fit under ``path``.
+
+    ``state.json`` names the files that belong together and is written last, each time at once: whatever is killed
+    in between leaves the checkpoint before as it was.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def state(self) -> dict[str, Any] | None:
+        """What the last checkpoint says: step, seconds, curve, best; None before the first."""
+        at = storage.join(self.path, "state.json")
+        if not storage.exists(at):
+            return None
+        state: dict[str, Any] = storage.read_json(at)
+        return state
+
+    def save(self, learner: Learner, state: dict[str, Any], is_best: bool) -> None:
+        """Write a checkpoint; the network to keep is written apart when it is the best so far."""
+        name = f"step-{learner.step:09d}.safetensors"
+        with tempfile.TemporaryDirectory() as scratch:
+            learner.save(Path(scratch) / name)
+            storage.write_bytes(storage.join(self.path, name), (Path(scratch) / name).read_bytes())
+        files = [*state["files"], name]
+        if is_best:
+            state["best_file"] = f"best-{learner.step:09d}.safetensors"
+            tensors = {key: value.contiguous() for key, value in learner.best.state_dict().items()}
+            storage.write_bytes(storage.join(self.path, state["best_file"]), save(tensors))
+        state["files"] = files[-KEPT:]
+        state["step"] = learner.step
+        storage.write_bytes(storage.join(self.path, "state.json"), json.dumps(state, indent=2).encode())
+        self._drop_others({"state.json", state["best_file"], *state["files"]})
+
+    def _drop_others(self, kept: set[str]) -> None:
+        for info in list(storage.list_files(self.path)):
+            if storage.name(info.path) not in kept and info.path.endswith(".safetensors"):
+                storage.delete(info.path)
+
+    def load(self, learner: Learner, state: dict[str, Any]) -> None:
+        """Put a learner back to where ``state`` was written."""
+        with tempfile.TemporaryDirectory() as scratch:
+            local = Path(scratch) / "checkpoint.safetensors"
+            local.write_bytes(storage.read_bytes(storage.join(self.path, state["files"][-1])))
+            learner.load(local, state["step"])

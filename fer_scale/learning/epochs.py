@@ -1,0 +1,122 @@
+"""A whole fit, epoch by epoch: train, score on val, write a checkpoint. Runs on every worker of it; no Ray in here."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from scipy.special import log_softmax
+
+from fer_scale.bundle import Bundle, build
+from fer_scale.errors import InputError
+from fer_scale.faces.store import Faces, Store
+from fer_scale.families.network import Network
+from fer_scale.learning.budget import Budget
+from fer_scale.learning.checkpoints import Checkpoints
+from fer_scale.learning.configuration import Configuration
+from fer_scale.learning.loop import Batches, Learner, fit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One fit, as every worker is told it."""
+
+    store: str
+    checkpoints: str
+    configuration: dict[str, Any]
+    epochs: int | None
+    """None: by the clock."""
+    seconds: float | None
+    """Wall time of the fit."""
+    init_from: str | None
+    """A bundle whose backbone it begins with."""
+    seed: int
+    threads: int
+    """Of each worker."""
+
+
+def run(plan: Plan, report: Callable[[dict[str, Any]], None]) -> None:
+    """Fit, from the last checkpoint where there is one; ``report`` gets the curve's row after every epoch.
+
+    Only the first worker scores and writes; the others wait for it in ``report``, which is a barrier.
+    """
+    torch.set_num_threads(plan.threads)
+    torch.manual_seed(plan.seed)
+    first = not dist.is_initialized() or dist.get_rank() == 0
+    configuration = Configuration.from_dict(plan.configuration)
+    store = Store.open(plan.store)
+    train, val = (store.faces(split, configuration.preprocessing) for split in ("train", "val"))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    checkpoints = Checkpoints(plan.checkpoints)
+    state = checkpoints.state()
+    learner = _learner(plan, configuration, store.classes, train, device, resumed=state is not None)
+    batches = Batches(train, len(store.classes), configuration.recipe.batch_size, plan.seed, device)
+    if state is None:
+        state = {"files": [], "best_file": None, "used": 0.0, "curve": [], "weights": learner.network.weights}
+    else:
+        checkpoints.load(learner, state)
+    per_epoch = batches.steps_per_epoch
+    steps = None if plan.epochs is None else plan.epochs * per_epoch
+    budget = Budget(steps=steps, seconds=plan.seconds, used=state["used"])
+    while (progress := budget.progress(learner.step)) < 1:
+        began, at = time.monotonic(), learner.step
+        loss = fit(learner, batches, (at // per_epoch + 1) * per_epoch, budget.progress)
+        seconds = time.monotonic() - began
+        row: dict[str, Any] = {"epoch": learner.step / per_epoch, "progress": progress}
+        if first:
+            row |= {
+                "step": learner.step,
+                "train_loss": loss,
+                **_score(learner, val),
+                "images_per_second": (learner.step - at) * batches.size / max(seconds, 1e-9),
+                "seconds": round(budget.used, 3),
+            }
+            best = max((past["val_accuracy"] for past in state["curve"]), default=-1.0)
+            state["curve"].append(row)
+            state["used"] = budget.used
+            checkpoints.save(learner, state, is_best=row["val_accuracy"] >= best)
+        report(row)
+
+
+def _learner(
+    plan: Plan, configuration: Configuration, classes: list[str], train: Faces, device: torch.device, resumed: bool
+) -> Learner:
+    # a state is loaded right after: no download for weights that would be thrown away
+    weights = "none" if resumed or plan.init_from else None
+    network = build(configuration, len(classes), weights=weights)
+    if plan.init_from and not resumed:
+        take_backbone(network, Bundle.load(plan.init_from))
+    counts = np.bincount(train.labels, minlength=len(classes)).tolist()
+    return Learner(network, configuration.recipe, class_counts=counts, seed=plan.seed, device=device)
+
+
+def take_backbone(network: Network, bundle: Bundle) -> None:
+    """Carry the backbone of an earlier fit over, whatever its classes were.
+
+    Raises:
+        InputError: the bundle has another backbone.
+    """
+    donor = bundle.network()
+    mine, theirs = network.backbone.state_dict(), donor.backbone.state_dict()
+    if {k: v.shape for k, v in mine.items()} != {k: v.shape for k, v in theirs.items()}:
+        raise InputError(
+            f"--init-from a bundle of {bundle.config['family']} {bundle.config['configuration']['network']}",
+            "the same backbone as is fitted",
+            "fit it with that bundle's configuration (its config.json), or leave --init-from out",
+        )
+    network.backbone.load_state_dict(theirs)
+    network.mean.copy_(donor.mean)
+    network.scale.copy_(donor.scale)
+    network.weights = f"bundle {bundle.model_id}"
+
+
+def _score(learner: Learner, val: Faces) -> dict[str, float]:
+    logits = learner.logits(val.images)
+    likelihood = log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(val)), val.labels]
+    return {
+        "val_accuracy": float((logits.argmax(axis=1) == val.labels).mean()),
+        "val_loss": float(-likelihood.mean()),
+    }

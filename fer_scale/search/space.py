@@ -1,0 +1,120 @@
+"""The space a search draws from: family first, then what that family has, then how it is fitted."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import optuna
+
+from fer_scale.errors import InputError
+from fer_scale.faces.images import Preprocessing
+from fer_scale.families import FAMILIES
+from fer_scale.families.picking import Pick
+from fer_scale.learning.configuration import Configuration, replace
+from fer_scale.learning.recipe import Recipe
+
+T = TypeVar("T", bool, int, float, str)
+
+RATES = {"sgd": (0.01, 0.3), "adamw": (2e-4, 6e-3)}
+DECAYS = {"sgd": (1e-5, 2e-3), "adamw": (1e-3, 0.2)}
+
+
+class OptunaPick:
+    """Draws from an Optuna trial; what the user fixed is not drawn.
+
+    A family's own parameters carry its name (``resnet.variant``), so that the space is a tree for grouped TPE.
+    """
+
+    def __init__(self, trial: optuna.Trial, prefix: str, fixed: Mapping[str, Any]) -> None:
+        self._trial = trial
+        self._prefix = prefix
+        self._fixed = fixed
+
+    def choice(self, name: str, values: Sequence[T]) -> T:
+        """One of ``values``."""
+        key = self._prefix + name
+        given: T | None = self._given(name)
+        if given is not None:
+            return given
+        # a choice of one is no parameter: it would only be ballast for the sampler
+        return values[0] if len(values) == 1 else self._trial.suggest_categorical(key, values)  # type: ignore[return-value]
+
+    def float(self, name: str, low: float, high: float, log: bool = False) -> float:
+        """A number in ``low <= x <= high``."""
+        given: float | None = self._given(name)
+        return given if given is not None else self._trial.suggest_float(self._prefix + name, low, high, log=log)
+
+    def int(self, name: str, low: int, high: int) -> int:
+        """A whole number in ``low <= x <= high``."""
+        given: int | None = self._given(name)
+        return given if given is not None else self._trial.suggest_int(self._prefix + name, low, high)
+
+    def _given(self, name: str) -> Any:
+        return self._fixed.get(self._prefix + name, self._fixed.get(name))
+
+
+def suggest(trial: optuna.Trial, families: Sequence[str], fixed: Mapping[str, Any]) -> Configuration:
+    """Draw one configuration, define-by-run (Akiba et al. 2019, section 2)."""
+    name = trial.suggest_categorical("family", list(families))
+    family = FAMILIES[name]
+    own = OptunaPick(trial, f"{name}.", fixed)
+    network = family.suggest(own)
+    preprocessing = Preprocessing(
+        size=own.choice("size", family.INPUTS["size"]), channels=own.choice("channels", family.INPUTS["channels"])
+    )
+    recipe = suggest_recipe(OptunaPick(trial, "", fixed))
+    return Configuration(family=name, network=network, preprocessing=preprocessing, recipe=recipe)
+
+
+def suggest_recipe(pick: Pick) -> Recipe:
+    """Draw how to fit. Rates and decays have ranges of their own for each optimiser, so they are named by it."""
+    optimizer = pick.choice("optimizer", ["sgd", "adamw"])
+    values: dict[str, Any] = {
+        "optimizer": optimizer,
+        "lr": pick.float(f"{optimizer}.lr", *RATES[optimizer], log=True),
+        "weight_decay": pick.float(f"{optimizer}.weight_decay", *DECAYS[optimizer], log=True),
+        "schedule": pick.choice("schedule", ["one_cycle", "cosine"]),
+        "batch_size": pick.choice("batch_size", [64, 128, 256]),
+        "label_smoothing": pick.float("label_smoothing", 0.0, 0.2),
+        "mixup": pick.choice("mixup", [0.0, 0.2]),
+        "augmentation": pick.float("augmentation", 0.3, 1.5),
+        "class_weighting": pick.choice("class_weighting", [0.0, 0.5]),
+        "layer_decay": pick.float("layer_decay", 0.6, 1.0),
+    }
+    return Recipe(**values)
+
+
+def check_fixed(fixed: Mapping[str, Any], families: Sequence[str]) -> dict[str, Any]:
+    """Check what the user fixed (``optimizer=sgd``, ``size=48``, ``resnet.variant=resnet18``) and give it typed.
+
+    Raises:
+        InputError: an unknown name, with the valid ones, or a value of the wrong type or out of range.
+    """
+    references = {name: Configuration.reference(name) for name in families}
+    shared = [f.name for f in dataclasses.fields(Recipe)] + [f.name for f in dataclasses.fields(Preprocessing)]
+    own = [f"{name}.{f.name}" for name, r in references.items() for f in dataclasses.fields(r.network)]
+    checked: dict[str, Any] = {}
+    for key, value in fixed.items():
+        if key not in (*shared, *own):
+            raise InputError(f"fix {key}={value}", f"one of {', '.join(sorted(shared + own))}", "correct the name")
+        checked[key] = fix(references[families[0]], references, key, value)
+    for name in RATES:
+        for key in ("lr", "weight_decay"):
+            if key in checked:
+                checked[f"{name}.{key}"] = checked[key]
+    return checked
+
+
+def fix(any_: Configuration, references: Mapping[str, Configuration], key: str, value: Any) -> Any:
+    """The value of one fixed name, converted from text where need be and checked by its owner."""
+    family, _, field = key.rpartition(".")
+    owner: Any = references[family].network if family else any_.recipe
+    if not family and not hasattr(owner, field):
+        owner = any_.preprocessing
+    old = getattr(owner, field)
+    if isinstance(value, str) and not isinstance(old, str):
+        try:
+            value = {"true": True, "false": False}[value.lower()] if isinstance(old, bool) else type(old)(value)
+        except (ValueError, KeyError, TypeError):
+            raise InputError(f"fix {key}={value}", f"a value like {old!r}", "correct the value") from None
+    return getattr(replace(owner, {field: value}, key), field)

@@ -1,0 +1,275 @@
+"""tune: search configurations with Ray Tune and Optuna, on a budget of compute."""
+
+import contextlib
+import os
+import tempfile
+import time
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import ray
+import ray.tune
+from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search import Searcher
+
+from fer_scale import storage
+from fer_scale.cluster import Cluster, connected
+from fer_scale.console import set_quiet
+from fer_scale.durations import parse_seconds
+from fer_scale.errors import FerScaleError, InputError
+from fer_scale.faces.images import Preprocessing
+from fer_scale.faces.store import Faces, Store
+from fer_scale.families import FAMILIES
+from fer_scale.learning.configuration import Configuration
+from fer_scale.search.space import check_fixed
+from fer_scale.search.trial import REDUCTION, Rungs, Trial
+from fer_scale.search.record import Search
+
+UNLIMITED = 10**9
+
+
+@ray.remote(num_cpus=0)
+class Pictures:
+    """Decodes a split once for each input size and lays it into the object store, where trials share it."""
+
+    def __init__(self, store: str) -> None:
+        self._store = Store.open(store)
+        self._refs: dict[tuple[str, Preprocessing], list[Any]] = {}
+
+    def faces(self, split: str, preprocessing: Preprocessing) -> list[Any]:
+        """The reference to one split's :class:`Faces`, in a list so that Ray does not resolve it on the way."""
+        key = (split, preprocessing)
+        if key not in self._refs:
+            self._refs[key] = [ray.put(self._store.faces(split, preprocessing))]
+        return self._refs[key]
+
+
+class Climber(ray.tune.Trainable):  # type: ignore[misc]
+    """A Ray Tune trial: each step is a rung. The actor is kept from one trial to the next, with its imports."""
+
+    def setup(self, config: dict[str, Any], pictures: Any = None, num_classes: int = 0, threads: int = 1) -> None:
+        """Called once an actor."""
+        import torch
+
+        torch.set_num_threads(threads)
+        self._pictures = pictures
+        self._num_classes = num_classes
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Called for every further trial on the same actor."""
+        self._climb: Trial | None = None
+        self._config = new_config
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """One rung; whatever goes wrong becomes the reason in the trial's row."""
+        try:
+            return self._rung()
+        except (FerScaleError, RuntimeError, MemoryError, ValueError) as error:
+            facts = self._climb.facts() if self._climb else {}
+            reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+            return {"status": "failed", "reason": reason, "done": True, **facts}
+
+    def _rung(self) -> dict[str, Any]:
+        rungs, deadline = Rungs(**self._config["rungs"]), self._config["deadline"]
+        if self._climb is None:
+            configuration = Configuration.from_dict(self._config["configuration"])
+            train, val = (self._faces(split, configuration.preprocessing) for split in ("train", "val"))
+            self._climb = Trial(configuration, self._num_classes, train, val, rungs, self._config["seed"])
+            self._climb.measure()
+        # the first rung is tried in any case: references must start, and a step is worth more than none
+        if self._climb.rung and time.time() + self._climb.seconds_left() > deadline:
+            return {"status": "time budget", "reason": "the next rung would not end in time", "done": True}
+        scored = self._climb.climb(deadline)
+        if scored is None:
+            return {"status": "time budget", "reason": "stopped within a rung", "done": True, **self._climb.facts()}
+        done = self._climb.rung == rungs.count
+        return {**scored, "units": REDUCTION ** (self._climb.rung - 1), "status": "running", "done": done}
+
+    def _faces(self, split: str, preprocessing: Preprocessing) -> Faces:
+        (ref,) = ray.get(self._pictures.faces.remote(split, preprocessing))
+        faces: Faces = ray.get(ref)
+        return faces
+
+
+class Proposer(Searcher):  # type: ignore[misc]
+    """Between Ray Tune and the search: what to try next, and what came of it."""
+
+    def __init__(self, search: Search, max_trials: int, seed: int) -> None:
+        super().__init__(metric="accuracy", mode="max")
+        self._search = search
+        self._rungs = search.rungs
+        self._deadline = time.time() + search.budget
+        self._max_trials = max_trials
+        self._seed = seed
+        self._numbers: dict[str, int] = {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        """The next trial; none when the budget is spent or would not carry another lowest rung."""
+        asked = self._search.begun
+        enough = time.time() + self._rungs.first * 0.8 < self._deadline
+        if asked >= self._max_trials or not (enough or asked < self._search.must_start):
+            return Searcher.FINISHED
+        number, configuration = self._search.ask()
+        self._numbers[trial_id] = number
+        return {
+            "configuration": configuration.to_dict(),
+            "rungs": vars(self._rungs),
+            "deadline": self._deadline,
+            "seed": self._seed + number,
+        }
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """A rung was reached."""
+        if "rung" in result:
+            self._search.score(self._numbers[trial_id], result)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """A trial ended: at the top, pruned, out of time, or by an error."""
+        number = self._numbers.pop(trial_id)
+        if error or result is None:
+            self._search.end(number, {"status": "failed", "reason": "its process died (out of memory?)"})
+        else:
+            self._search.end(number, result)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save: the journal is the memory."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to restore: the journal is the memory."""
+
+
+def tune(
+    store: str | os.PathLike[str],
+    *,
+    out: str | os.PathLike[str],
+    families: Sequence[str] | None = None,
+    time_budget: str | float | None = "40m",
+    max_trials: int | None = None,
+    fix: Mapping[str, Any] | None = None,
+    cpus_per_trial: float = 1,
+    gpus_per_trial: float = 0,
+    resume: bool = False,
+    overwrite: bool = False,
+    seed: int = 0,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Search the families for the most accurate configuration on val; test is never read.
+
+    Args:
+        store: a face store.
+        out: SEARCH; local or s3://.
+        families: names; None takes all six.
+        time_budget: seconds, or text like ``40m``; with only ``max_trials`` given there may be none.
+        max_trials: at most this many trials.
+        fix: values that are not searched, such as ``{"optimizer": "sgd", "resnet.variant": "resnet18"}``.
+        cpus_per_trial: CPUs, and so threads, of each trial.
+        gpus_per_trial: share of a GPU of each trial.
+        resume: go on with the search in ``out``.
+        overwrite: replace what is in ``out``.
+        seed: of the proposals and of each fit.
+        quiet: no progress.
+
+    Returns:
+        search, best (its row), trials, compute_seconds, seconds.
+
+    Raises:
+        InputError: no store, an unknown family or name, ``out`` not empty, or more asked for than the cluster has.
+    """
+    set_quiet(quiet)
+    store, out = storage.normal(store), storage.normal(out)
+    chosen = _check_families(families)
+    fixed = check_fixed(fix or {}, chosen)
+    budget = parse_seconds(time_budget, "time-budget") if time_budget is not None else 40 * 60.0
+    if max_trials is not None and max_trials < 1:
+        raise InputError(f"max-trials {max_trials}", "1 or more", "give a larger number")
+    faces = Store.open(store)
+    for split in ("train", "val"):
+        faces.read(split, ["id"])
+    storage.check_output(out, overwrite=overwrite, resume=resume)
+    with connected(cpus=cpus_per_trial, gpus=gpus_per_trial) as cluster:
+        slots = _slots(cluster, cpus_per_trial, gpus_per_trial)
+        if overwrite:
+            storage.delete(out)
+        with Search(out, faces, chosen, fixed, budget=budget, slots=slots, seed=seed) as search:
+            proposer = Proposer(search, max_trials or UNLIMITED, seed)
+            trial = ray.tune.with_parameters(
+                Climber,
+                pictures=Pictures.remote(store),
+                num_classes=len(faces.classes),
+                threads=max(int(cpus_per_trial), 1),
+            )
+            resources = {"cpu": cpus_per_trial, "gpu": gpus_per_trial}
+            _run(ray.tune.with_resources(trial, resources), proposer, _pruner(search), slots)
+            return search.finish()
+
+
+def _run(trial: Any, proposer: Proposer, pruner: ASHAScheduler, slots: int) -> None:
+    """Run Ray Tune until the proposer has no more. Its own files are scratch: nothing is ever restored from them."""
+    with tempfile.TemporaryDirectory(prefix="fer_scale-tune-") as scratch, _settings():
+        ray.tune.Tuner(
+            trial,
+            tune_config=ray.tune.TuneConfig(
+                metric="accuracy",
+                mode="max",
+                search_alg=proposer,
+                scheduler=pruner,
+                num_samples=UNLIMITED,
+                max_concurrent_trials=slots,
+                reuse_actors=True,
+            ),
+            run_config=ray.tune.RunConfig(
+                storage_path=scratch,
+                verbose=0,
+                checkpoint_config=ray.tune.CheckpointConfig(checkpoint_at_end=False),
+            ),
+        ).fit()
+
+
+@contextlib.contextmanager
+def _settings() -> Iterator[None]:
+    """What Ray Tune reads from the environment, for as long as it runs; the working directory stays ours."""
+    wanted = {
+        "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a failed trial has no score
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+        "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # its snapshots are never read
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    }
+    before = {key: os.environ.get(key) for key in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value
+
+
+def _pruner(search: Search) -> ASHAScheduler:
+    """ASHA over units of compute (the lowest rung is 1), told what a search that is gone on with knows already."""
+    top = REDUCTION ** (search.rungs.count - 1)
+    # a little above the top: the count of rungs is worked out from a quotient of logarithms
+    pruner = ASHAScheduler(time_attr="units", grace_period=1, max_t=top * 1.01, reduction_factor=REDUCTION)
+    for number, rung, accuracy in search.reached():
+        known = types.SimpleNamespace(trial_id=f"earlier-{number}")
+        pruner._brackets[0].on_result(known, REDUCTION ** (rung - 1), accuracy)
+    return pruner
+
+
+def _slots(cluster: Cluster, cpus: float, gpus: float) -> int:
+    """How many trials run at once."""
+    by_cpu = int(cluster.cpus / cpus) if cpus else UNLIMITED
+    return max(min(by_cpu, int(cluster.gpus / gpus) if gpus else UNLIMITED), 1)
+
+
+def _check_families(names: Sequence[str] | None) -> list[str]:
+    chosen = list(dict.fromkeys(names or FAMILIES))
+    for name in chosen:
+        if name not in FAMILIES:
+            raise InputError(f"family {name!r}", f"among {', '.join(FAMILIES)}", "correct the name")
+    return chosen
