@@ -107,7 +107,7 @@ class FolderSource:
         self.total: int | None = sum(self.layout.is_input(name) for name, _ in listing)
         ignored = sum(listing.endings.values()) - self.total
         if ignored:
-            self.remarks.append(f"{ignored} files outside the class folders are no pictures and are left out")
+            self.remarks.append(f"left out: {ignored} file(s) outside the class folders that are no pictures")
 
     def labels(self) -> Counter[str]:
         """Files by class folder."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 from fer_scale.errors import InputError
 
@@ -65,7 +66,8 @@ class Labels:
         named = sorted(((count, label) for label, count in seen.items() if label), reverse=True)
         listed = ", ".join(f"{label} {count}" for count, label in named[:12]) or "none"
         spare = [label for _, label in named if self.place(label) is None]
-        example = f"rename one with --rename {spare[0]}={missing[0]}" if spare else "add pictures"
+        near = [*get_close_matches(missing[0], spare, n=1, cutoff=0.4), *spare][:1]
+        example = f"rename one with --rename {near[0]}={missing[0]}" if near else "add pictures"
         raise InputError(
             f"class {', '.join(map(repr, missing))} has no image (labels seen: {listed})",
             "at least one image of each class",

@@ -44,7 +44,7 @@ MEANS = {
 def express(label: str, random: np.random.Generator) -> Expression:
     """One way of showing a class, some of them faint."""
     mean, rest = MEANS[label], MEANS["neutral"]
-    strength = random.uniform(0.38, 1.2)
+    strength = random.uniform(0.6, 1.25)
 
     def near(name: str, spread: float) -> float:
         calm = getattr(rest, name)
@@ -77,7 +77,7 @@ def face(label: str, random: np.random.Generator, size: int) -> Image.Image:
         blurred = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
         radius = random.uniform(0.2, 0.9) * size / 48
         pixels = np.asarray(blurred.filter(ImageFilter.GaussianBlur(radius)), dtype=np.float64)
-    pixels = pixels + random.normal(0, random.uniform(1, 9), pixels.shape)
+    pixels = pixels + random.normal(0, random.uniform(1, 8), pixels.shape)
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 

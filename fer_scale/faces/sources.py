@@ -78,7 +78,7 @@ def _open_folder(path: str, columns: Columns, classes: Collection[str]) -> Sourc
         source: Source = ParquetSource(path, tables, columns)
         others = sum(listing.endings.values()) - len(tables)
         if others:
-            source.remarks.append(f"{others} files that are no Parquet are left out")
+            source.remarks.append(f"left out: {others} file(s) that are no Parquet")
         return source
     folder = FolderSource(path, listing, columns, classes)
     if set(folder.labels()) - {""}:

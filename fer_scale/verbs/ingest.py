@@ -84,11 +84,11 @@ def ingest(
     _check_apart(source, store)
     storage.check_output(store, overwrite, inputs=[source])
     opened = open_source(source, columns, {*labels.classes, *labels.rename})
-    for remark in opened.remarks:
-        warn(remark)
     ahead = opened.labels()
     if ahead is not None:
         labels.check(ahead)
+    for remark in opened.remarks:
+        warn(remark)
     with storage.publishing(store, overwrite) as staging:
         spool = Spool(labels, staging)
         rows = spool.fill(opened, remote=storage.is_s3(source))

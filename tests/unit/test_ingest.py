@@ -362,9 +362,11 @@ def test_wrong_sources_get_one_clear_line(tmp_path):
 
 
 def test_classes_without_pictures_name_the_labels_seen(tmp_path):
-    root = class_folders(tmp_path / "faces", 3, ("happy", "sad", "surprise", "neutral"))
+    root = class_folders(tmp_path / "faces", 3, ("happy", "sad", "surprise", "neutral", "fear"))
     line = wrong(tmp_path, root)
-    assert "class 'surprised' has no image (labels seen: surprise 3" in line
+    assert (
+        "class 'surprised' has no image (labels seen: surprise 3, sad 3, neutral 3, happy 3, fear 3)" in line
+    )
     assert "--rename surprise=surprised" in line
     (tmp_path / "broken/happy").mkdir(parents=True)
     (tmp_path / "broken/happy/a.png").write_bytes(picture(1))

@@ -1,13 +1,14 @@
 """Reading a face store, and what a wrong one says; FER2013 itself where it is at hand."""
 
 import json
-import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from fer_scale import storage
 from fer_scale.errors import InputError
 from fer_scale.faces.images import Preprocessing, encode_png
 from fer_scale.faces.store import Store
@@ -53,13 +54,51 @@ def test_what_is_no_store_or_has_no_such_split_is_said(tmp_path, faces):
         Store.open(str(tmp_path / "store"))
 
 
-DATA = Path(os.environ.get("FER_SCALE_DATA", Path(__file__).parents[2].parent / "shared/data/fer2013"))
+def upload(folder: Path, s3: str, prefix: str) -> str:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            storage.write_bytes(f"{s3}/{prefix}/{path.relative_to(folder)}", path.read_bytes())
+    return f"{s3}/{prefix}"
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason=f"FER2013 is not at {DATA} (set FER_SCALE_DATA)")
-def test_fer2013_gives_the_counts_that_are_known_of_it(tmp_path, capsys):
+def test_s3_gives_the_store_that_the_same_files_give_here(tmp_path, faces, s3):
+    wanted = ingest(faces, tmp_path / "store", classes=TWO, quiet=True)
+    source = upload(faces, s3, "labelled/faces")
+    with zipfile.ZipFile(tmp_path / "faces.zip", "w") as archive:
+        for path in faces.rglob("*.png"):
+            archive.write(path, path.relative_to(faces))
+    storage.write_bytes(f"{s3}/faces.zip", (tmp_path / "faces.zip").read_bytes())
+    for name, place in (
+        ("of-folder", source),
+        ("of-zip", f"{s3}/faces.zip"),
+        ("of-store", f"{s3}/of-zip/data"),
+    ):
+        options = {"split_column": "split", "id_column": "id"} if name == "of-store" else {}
+        result = ingest(place, f"{s3}/{name}", classes=TWO, quiet=True, **options)
+        assert result["fingerprint"] == wanted["fingerprint"]
+    here, there = Store.open(str(tmp_path / "store")), Store.open(f"{s3}/of-folder")
+    assert there.manifest["counts"] == here.manifest["counts"]
+    for split in ("train", "val", "calib", "test"):
+        assert there.read(split, ["id", "image"]) == here.read(split, ["id", "image"])
+
+
+def test_wrong_s3_sources_and_stores_are_said(tmp_path, faces, s3, monkeypatch):
+    with pytest.raises(InputError, match="there is no"):
+        ingest(f"{s3}/nothing", tmp_path / "store", classes=TWO, quiet=True)
+    with pytest.raises(InputError):
+        ingest("s3://no-such-bucket-here/faces", tmp_path / "store", classes=TWO, quiet=True)
+    source = upload(faces, s3, "faces")
+    with pytest.raises(InputError, match="inside SOURCE"):
+        ingest(source, f"{source}/store", classes=TWO, quiet=True)
+    storage.write_bytes(f"{s3}/full/mine.txt", b"mine")
+    with pytest.raises(InputError, match="--overwrite"):
+        ingest(source, f"{s3}/full", classes=TWO, quiet=True)
+    assert not (tmp_path / "store").exists()
+
+
+def test_fer2013_gives_the_counts_that_are_known_of_it(fer2013, tmp_path, capsys):
     result = ingest(
-        DATA,
+        fer2013,
         tmp_path / "store",
         rename={"surprise": "surprised"},
         id_column="name",
