@@ -185,6 +185,10 @@ def label(
     id_column: Annotated[str | None, typer.Option(help="Column with a unique name.")] = None,
     include: Annotated[str | None, typer.Option(help="Only files like this, as '*.jpg'.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Workers.", show_default="one a CPU")] = None,
+    engine: Annotated[str, typer.Option(help="What infers: auto, onnx or torch.")] = "auto",
+    retry_errors: Annotated[
+        bool, typer.Option("--retry-errors", help="Try once more what stands in the errors table.")
+    ] = False,
     overwrite: Overwrite = False,
     seed: Seed = 0,
     quiet: Quiet = False,
@@ -201,6 +205,11 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
     replicas: Annotated[int, typer.Option(min=1, help="Processes that answer.")] = 1,
+    token_file: Annotated[
+        str | None, typer.Option(help="File with the token that requests must bear.")
+    ] = None,
+    max_bytes: Annotated[int, typer.Option(min=1, help="Largest request, in bytes.")] = 8 * 2**20,
+    max_images: Annotated[int, typer.Option(min=1, help="Most images in a request.")] = 64,
     token_file: Annotated[str | None, typer.Option(help="Ask for the bearer token in this file.")] = None,
     max_bytes: Annotated[int, typer.Option(min=1, help="Largest body of a request.")] = 8 * 2**20,
     max_images: Annotated[int, typer.Option(min=1, help="Most images in a request.")] = 64,
