@@ -25,8 +25,8 @@ class LeaseLostError(FerScaleError):
 class Lease:
     """Holds ``lease.json`` and renews it from a thread, from `__enter__` to `__exit__`.
 
-    Clocks of two machines are never compared: a lease has expired when this process has watched it stand still for
-    ``EXPIRY_SECONDS``, or at once when its process ran on this machine and is gone.
+    Clocks of two machines are never compared: a lease has expired when this process has watched it stand
+    still for ``EXPIRY_SECONDS``, or at once when its process ran on this machine and is gone.
 
     Args:
         out: the folder that the run writes.
@@ -39,7 +39,12 @@ class Lease:
     def __init__(self, out: str, run_id: str) -> None:
         self._path = storage.join(out, "lease.json")
         self._where = out
-        self._mine = {"run_id": run_id, "host": socket.gethostname(), "token": os.urandom(8).hex(), **_process()}
+        self._mine = {
+            "run_id": run_id,
+            "host": socket.gethostname(),
+            "token": os.urandom(8).hex(),
+            **_process(),
+        }
         self._beats = 0
         self._lost = False
         self._stop = threading.Event()
@@ -82,7 +87,9 @@ class Lease:
                     return
                 self._beats += 1
                 storage.write_bytes(self._path, self._text())
-            except InputError as error:  # the next beat may get through; if none does, the ledger's numbers guard
+            except (
+                InputError
+            ) as error:  # the next beat may get through; if none does, the ledger's numbers guard
                 warn(f"the heartbeat of this run could not be written: {error}")
 
     def _text(self) -> bytes:

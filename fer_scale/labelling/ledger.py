@@ -64,9 +64,9 @@ def fix(out: str, settings: dict[str, Any]) -> dict[str, Any]:
 class Ledger:
     """The finished units of an output, in segments that are written once and never changed.
 
-    A segment holds lines of JSON: first what the run spent on it, then its units. One that starts anew (``"base"``)
-    makes those before it void. Segments are numbered, and a number is given once: a run that lost its lease without
-    noticing cannot write another.
+    A segment holds lines of JSON: first what the run spent on it, then its units. One that starts anew
+    (``"base"``) makes those before it void. Segments are numbered, and a number is given once: a run that
+    lost its lease without noticing cannot write another.
     """
 
     def __init__(self, out: str) -> None:
@@ -116,7 +116,9 @@ class Ledger:
         if len(kept) == len(self.entries) and len(self._numbers) <= 1:
             return
         old = list(self._numbers)
-        self._write({"base": True, "seconds": self.seconds, "images": self.labelled_images}, list(kept.values()))
+        self._write(
+            {"base": True, "seconds": self.seconds, "images": self.labelled_images}, list(kept.values())
+        )
         self.entries = kept
         for number in old:
             storage.delete(self._segment(number))
@@ -145,7 +147,9 @@ class Plan:
     def __init__(self, entries: dict[str, Entry], parts: set[str], retry_errors: bool = False) -> None:
         self._entries = {key: entry for key, entry in entries.items() if entry["part"] in parts}
         self._retry = retry_errors
-        spans = sorted((*entry["span"], entry["part"]) for entry in self._entries.values() if entry["span"][1])
+        spans = sorted(
+            (*entry["span"], entry["part"]) for entry in self._entries.values() if entry["span"][1]
+        )
         self._spans = spans
         self._first = [span[0] for span in spans]
         self._reach = list(accumulate((span[1] for span in spans), max))

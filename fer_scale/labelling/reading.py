@@ -15,7 +15,7 @@ from fer_scale import storage
 from fer_scale.errors import InputError, MissingPathError
 from fer_scale.faces.images import MAX_BYTES, ImageError
 from fer_scale.faces.tables import text_payload
-from fer_scale.labelling.sources import csv_rows, open_parquet
+from fer_scale.labelling.tables import csv_rows, open_parquet
 from fer_scale.labelling.units import Item, Unit
 
 Payload = Callable[[], bytes]
@@ -37,7 +37,8 @@ class Reader:
         self._zip: tuple[str, zipfile.ZipFile] | None = None
 
     def read(self, unit: Unit) -> Iterator[tuple[str, Payload]]:
-        """``(id, payload)`` of every image of the unit, in its order: as many as the unit has, whatever breaks."""
+        """``(id, payload)`` of every image of the unit, in its order: as many as the unit has, whatever
+        breaks."""
         if unit.kind == "files":
             for item in unit.items:
                 yield item.id, partial(_file, f"{unit.path.rstrip('/')}/{item.name}", item)
@@ -48,7 +49,10 @@ class Reader:
         elif unit.kind == "tar":
             with storage.open_input(unit.path) as data:
                 for item in unit.items:
-                    yield item.id, partial(bytes, _at(data, item)) if item.size <= MAX_BYTES else _too_large(item)
+                    yield (
+                        item.id,
+                        partial(bytes, _at(data, item)) if item.size <= MAX_BYTES else _too_large(item),
+                    )
         elif unit.kind == "stream":
             yield from _stream(unit)
         else:
@@ -73,7 +77,8 @@ class Reader:
     def _parquet_rows(self, unit: Unit) -> Iterator[tuple[str, Any]]:
         columns = [self._image, *([self._id] if self._id else [])]
         with open_parquet(unit.path) as table:
-            groups, first, begin = [], 0, 0
+            groups: list[int] = []
+            first = begin = 0
             for index in range(table.metadata.num_row_groups):
                 stop = begin + table.metadata.row_group(index).num_rows
                 if stop > unit.start and begin < unit.stop:

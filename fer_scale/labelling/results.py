@@ -1,18 +1,17 @@
-"""The end of a labelling run: stale parts removed, counts added up and checked, the summary and the report."""
+"""The end of a labelling run: stale parts removed, counts added up and checked, the summary and the
+report."""
 
-import io
 import json
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from fer_scale import figures, report, storage
 from fer_scale.errors import FerScaleError
 from fer_scale.labelling.ledger import Entry, Ledger
-from fer_scale.labelling.worker import BINS, ERRORS_SCHEMA, notes_path
+from fer_scale.labelling.parts import ERRORS_SCHEMA, notes_path, parquet
+from fer_scale.labelling.worker import BINS
 
 COUNTS = ("inputs", "labelled", "no_face", "errors", "faces", "duplicates")
 NO_ERRORS = "none"
@@ -43,9 +42,8 @@ def settle(out: str, ledger: Ledger, current: Iterable[str]) -> None:
     named = {entry["part"] for entry in entries}
     failed = {entry["part"] for entry in entries if entry["errors"]}
     if not failed:
-        buffer = io.BytesIO()
-        pq.write_table(ERRORS_SCHEMA.empty_table(), buffer)
-        storage.write_bytes(storage.join(out, "errors", f"{NO_ERRORS}.parquet"), buffer.getvalue())
+        empty = parquet(ERRORS_SCHEMA.empty_table())
+        storage.write_bytes(storage.join(out, "errors", f"{NO_ERRORS}.parquet"), empty)
     for kind, keep in (("labels", named), ("errors", failed or {NO_ERRORS}), ("ledger/units", named)):
         for path in _paths(storage.join(out, kind)):
             if storage.name(path).rpartition(".")[0] not in keep:
@@ -95,7 +93,9 @@ def publish(out: str, ledger: Ledger, run: dict[str, Any], new: int) -> dict[str
 
 def _report(out: str, ledger: Ledger, run: dict[str, Any], summary: dict[str, Any]) -> str:
     entries = list(ledger.entries.values())
-    histogram = [sum(column) for column in zip(*(entry["histogram"] for entry in entries), strict=True)] or [0] * BINS
+    histogram = [sum(column) for column in zip(*(entry["histogram"] for entry in entries), strict=True)] or [
+        0
+    ] * BINS
     classes = run["settings"]["classes"]
     return report.render(
         "label.html.j2",
@@ -125,7 +125,9 @@ def _examples(out: str, entries: list[Entry]) -> dict[str, Any]:
     """The surest and the least sure pictures among those that a sample of units kept."""
     step = max(1, len(entries) // SAMPLED)
     with ThreadPoolExecutor(16) as pool:
-        notes = list(pool.map(lambda entry: storage.read_json(notes_path(out, entry["part"])), entries[::step]))
+        notes = list(
+            pool.map(lambda entry: storage.read_json(notes_path(out, entry["part"])), entries[::step])
+        )
     found: dict[str, Any] = {}
     for name, sign in (("surest", -1), ("unsurest", 1)):
         kept = {example["id"]: example for note in notes for example in note[name]}.values()

@@ -1,8 +1,8 @@
-"""What there is to label: the files of a folder, the rows of tables, the members of archives, as work units."""
+"""What there is to label: the files of a folder, the rows of tables, the members of archives, as work
+units."""
 
 import csv
 import fnmatch
-import io
 import tarfile
 import zipfile
 from collections.abc import Iterator
@@ -12,10 +12,10 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from fer_scale import storage
 from fer_scale.errors import InputError
+from fer_scale.labelling.tables import NoColumnError, csv_rows, open_parquet, picture_column
 from fer_scale.labelling.units import SLICES, Item, Unit, broken, ranges, stretches
 
 PARQUET = (".parquet", ".pq")
@@ -41,12 +41,17 @@ class Source:
 
     @classmethod
     def open(
-        cls, path: str, *, image_column: str = "image", id_column: str | None = None, include: str | None = None
+        cls,
+        path: str,
+        *,
+        image_column: str = "image",
+        id_column: str | None = None,
+        include: str | None = None,
     ) -> "Source":
         """Look at a source: what is it, and is there anything in it.
 
-        A folder is one of tables and archives when every visible file in it is one; otherwise every file in it is
-        an image. A face store stands for its ``data/``.
+        A folder is one of tables and archives when every visible file in it is one; otherwise every file in
+        it is an image. A face store stands for its ``data/``.
 
         Raises:
             InputError: nothing is there, it is empty, or its first table cannot be used.
@@ -59,7 +64,9 @@ class Source:
         first = next(source._files(), None)
         if first is None:
             wanted = f" that match {include}" if include else ""
-            raise InputError(f"{path} holds no files{wanted}", "images to label", "check the path and --include")
+            raise InputError(
+                f"{path} holds no files{wanted}", "images to label", "check the path and --include"
+            )
         found = cls(path, source._all_containers(), single, image_column, id_column, include)
         if found.containers:
             found._check_first()
@@ -99,14 +106,19 @@ class Source:
         return first.endswith(CONTAINERS) and all(name.endswith(CONTAINERS) for name in visible)
 
     def _check_first(self) -> None:
-        """A mistake in a column's name or a path is the user's: better one line now than a row of errors a file."""
+        """A mistake in a column's name or a path is the user's: better one line now than a row of errors a
+        file."""
         name, file = next((name, file) for name, file in self._files() if not _hidden(name))
         found = list(islice(self._container(name, file, UNIT), 2))
         if found and found[0].kind == "broken":
             raise InputError(
                 f"{name}: {found[0].items[0].version}",
-                f"pictures in the column {self.image_column!r}" if name.lower().endswith((*PARQUET, ".csv")) else "an archive",
-                "name yours with --image-column and --id-column" if "column" in found[0].items[0].version else "check the file",
+                f"pictures in the column {self.image_column!r}"
+                if name.lower().endswith((*PARQUET, ".csv"))
+                else "an archive",
+                "name yours with --image-column and --id-column"
+                if "column" in found[0].items[0].version
+                else "check the file",
             )
         if not found and self.single:
             raise InputError(f"{name} holds no images", "at least one", "check the file")
@@ -122,9 +134,17 @@ class Source:
                 units = self._zip(name, file, target)
             else:
                 units = self._tar(name, file, target)
-        except (pa.ArrowException, OSError, csv.Error, UnicodeDecodeError, zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
+        except (
+            pa.ArrowException,
+            OSError,
+            csv.Error,
+            UnicodeDecodeError,
+            zipfile.BadZipFile,
+            tarfile.TarError,
+            EOFError,
+        ) as error:
             units = [broken(file.path, file, _text(name), f"{type(error).__name__}: {error}"[:200])]
-        except _NoColumnError as error:
+        except NoColumnError as error:
             units = [broken(file.path, file, _text(name), str(error))]
         yield from units
 
@@ -138,7 +158,9 @@ class Source:
                 if stop > start:
                     units.append(Unit("parquet", file.path, _text(name), file.version, start, stop))
                 for low, high in ranges(rows, max(target, rows // SLICES)):
-                    units.append(Unit("parquet", file.path, _text(name), file.version, stop + low, stop + high))
+                    units.append(
+                        Unit("parquet", file.path, _text(name), file.version, stop + low, stop + high)
+                    )
                 start = stop = stop + rows
                 continue
             stop += rows
@@ -156,17 +178,24 @@ class Source:
 
     def _zip(self, name: str, file: storage.FileInfo, target: int) -> list[Unit]:
         with storage.open_input(file.path) as data, zipfile.ZipFile(data) as archive:
-            members = {m.filename: Item("", m.filename, m.file_size) for m in archive.infolist() if not m.is_dir()}
+            members = {
+                m.filename: Item("", m.filename, m.file_size) for m in archive.infolist() if not m.is_dir()
+            }
         return self._members("zip", name, file, list(members.values()), target)
 
     def _tar(self, name: str, file: storage.FileInfo, target: int) -> list[Unit]:
         plain = name.lower().endswith(".tar")
-        with storage.open_input(file.path) as data, tarfile.open(fileobj=data, mode="r:" if plain else "r|*") as archive:
+        with (
+            storage.open_input(file.path) as data,
+            tarfile.open(fileobj=data, mode="r:" if plain else "r|*") as archive,
+        ):
             # Of two members of one name the later is the one that unpacking leaves.
             members = {m.name: Item("", m.name, m.size, str(m.offset_data)) for m in archive if m.isreg()}
         if plain:
             return self._members("tar", name, file, list(members.values()), target)
-        return self._members("stream", name, file, list(members.values()), max(target, len(members) // SLICES))
+        return self._members(
+            "stream", name, file, list(members.values()), max(target, len(members) // SLICES)
+        )
 
     def _members(
         self, kind: Any, name: str, file: storage.FileInfo, members: list[Item], target: int
@@ -208,58 +237,16 @@ class Source:
             if _hidden(name) or not lower.endswith((*PARQUET, ".csv")):
                 continue
             if lower.endswith(".csv"):
-                found = [given for given, _ in csv_rows(file.path, self.image_column, self.id_column) if given]
+                found = [
+                    given for given, _ in csv_rows(file.path, self.image_column, self.id_column) if given
+                ]
                 yield pd.Series(found, dtype="object")
                 continue
             with open_parquet(file.path) as table:
                 for batch in table.iter_batches(batch_size=65536, columns=[self.id_column]):
-                    yield pd.Series([str(v) for v in batch.column(0).to_pylist() if v is not None], dtype="object")
-
-
-class _NoColumnError(Exception):
-    """A table lacks a column that was named."""
-
-
-def open_parquet(path: str) -> pq.ParquetFile:
-    """A Parquet file that is read piece by piece, not ahead into memory."""
-    return pq.ParquetFile(storage.open_input(path), pre_buffer=False, buffer_size=1 << 20)
-
-
-def picture_column(schema: pa.Schema, image_column: str, id_column: str | None) -> pa.DataType:
-    """The type of the picture column, when a picture can be made of it."""
-    for column in (image_column, id_column):
-        if column is not None and column not in schema.names:
-            raise _NoColumnError(f"there is no column {column!r}, only {', '.join(schema.names)}")
-    kind = schema.field(image_column).type
-    types = pa.types
-    if types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-        return kind
-    if any(
-        check(kind)
-        for check in (types.is_binary, types.is_large_binary, types.is_binary_view, types.is_fixed_size_binary,
-                      types.is_string, types.is_large_string, types.is_string_view)
-    ):  # fmt: skip
-        return kind
-    raise _NoColumnError(f"column {image_column!r} is {kind}, not encoded pictures, pixel text or paths")
-
-
-def csv_rows(path: str, image_column: str, id_column: str | None) -> Iterator[tuple[str, str]]:
-    """``(id or "", picture cell)`` of every row; fer2013.csv's ``pixels`` stands in for a column ``image``."""
-    csv.field_size_limit(64 * 2**20)
-    with storage.open_input(path) as data:
-        rows = csv.reader(io.TextIOWrapper(data, encoding="utf-8-sig", newline=""))
-        header = [cell.strip() for cell in next(rows, [])]
-        if image_column not in header and image_column == "image" and "pixels" in header:
-            image_column = "pixels"
-        for column in (image_column, id_column):
-            if column is not None and column not in header:
-                raise _NoColumnError(f"there is no column {column!r}, only {', '.join(header)}"[:300])
-        image = header.index(image_column)
-        ident = None if id_column is None else header.index(id_column)
-        for row in rows:
-            if row:
-                cells = row + [""] * (len(header) - len(row))
-                yield ("" if ident is None else cells[ident].strip()), cells[image]
+                    yield pd.Series(
+                        [str(v) for v in batch.column(0).to_pylist() if v is not None], dtype="object"
+                    )
 
 
 def _is_store(path: str) -> bool:

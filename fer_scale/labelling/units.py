@@ -1,8 +1,9 @@
 """Work units: which images are labelled together, decided by the source alone.
 
-A folder's listing, which is sorted, is cut where the hash of a file's path says so (content-defined chunking, as in
-Muthitacharoen et al. 2001, "A low-bandwidth network file system", section 3.1). A file that comes or goes changes the
-unit around it and no other. A table or an archive is cut into ranges of rows or members.
+A folder's listing, which is sorted, is cut where the hash of a file's path says so (content-defined
+chunking, as in Muthitacharoen et al. 2001, "A low-bandwidth network file system", section 3.1). A file that
+comes or goes changes the unit around it and no other. A table or an archive is cut into ranges of rows or
+members.
 """
 
 import hashlib
@@ -16,8 +17,8 @@ from fer_scale.storage import FileInfo
 Kind = Literal["files", "parquet", "csv", "zip", "tar", "stream", "broken"]
 
 SLICES = 8
-"""A range that can only be reached by reading all before it is at least an eighth of its file: on average a file is
-read five times at most, however large it is."""
+"""A range that can only be reached by reading all before it is at least an eighth of its file: on average a
+file is read five times at most, however large it is."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,10 @@
 """The work on one unit: read, decode, infer, write its parts, and tell the counts."""
 
-import base64
 import hashlib
-import io
 import json
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -15,10 +13,20 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from fer_scale import storage
 from fer_scale.faces.images import ImageError, Preprocessing, prepare
+from fer_scale.labelling.parts import (
+    ERRORS_SCHEMA,
+    errors_path,
+    labels_path,
+    labels_schema,
+    notes_path,
+    packed,
+    parquet,
+    shown,
+    unpacked,
+)
 from fer_scale.labelling.reading import Payload, Reader
 from fer_scale.labelling.units import Unit
 
@@ -28,8 +36,6 @@ EXAMPLES = 2
 """The surest and the least sure images that a unit keeps for the report."""
 
 Pixels = npt.NDArray[np.uint8]
-
-ERRORS_SCHEMA = pa.schema([("id", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
 
 
 class Answers(Protocol):
@@ -41,35 +47,6 @@ class Answers(Protocol):
 
     def probabilities(self, images: Pixels) -> npt.NDArray[np.float32]:
         """uint8 ``[N, C, S, S]`` to float32 ``[N, K]``."""
-
-
-def labels_schema(classes: list[str]) -> pa.Schema:
-    """The columns of ``labels``: one row a face."""
-    return pa.schema(
-        [
-            ("id", pa.string()),
-            ("face", pa.int32()),
-            ("label", pa.string()),
-            ("confidence", pa.float32()),
-            *((f"prob_{name}", pa.float32()) for name in classes),
-            ("model_id", pa.string()),
-        ]
-    )
-
-
-def labels_path(out: str, part: str) -> str:
-    """Where a unit's labels are."""
-    return storage.join(out, "labels", f"{part}.parquet")
-
-
-def errors_path(out: str, part: str) -> str:
-    """Where a unit's errors are, if it has any."""
-    return storage.join(out, "errors", f"{part}.parquet")
-
-
-def notes_path(out: str, part: str) -> str:
-    """Where a unit's notes are: which files it answered for, and its examples."""
-    return storage.join(out, "ledger", "units", f"{part}.json")
 
 
 @dataclass
@@ -100,11 +77,14 @@ class Worker:
         out: the folder that is written.
         reader: of the source.
         batch: images inferred at once.
-        threads: that fetch and decode ahead; 0 does it in line, which is best where the files are near and the
+        threads: that fetch and decode ahead; 0 does it in line, which is best where the files are near and
+        the
             network runs on the same core.
     """
 
-    def __init__(self, predictor: Answers, out: str, reader: Reader, *, batch: int = 128, threads: int = 0) -> None:
+    def __init__(
+        self, predictor: Answers, out: str, reader: Reader, *, batch: int = 128, threads: int = 0
+    ) -> None:
         self._predictor = predictor
         self._out = out
         self._reader = reader
@@ -166,12 +146,14 @@ class Worker:
         tally.inferred += len(waiting)
         confidence = found.max(axis=1)
         order = np.argsort(confidence, kind="stable")
-        for kept, rows, sign in ((tally.surest, order[::-1], -1), (tally.unsurest, order, 1)):
+        for kept, rows, highest in ((tally.surest, order[::-1], True), (tally.unsurest, order, False)):
             for row in rows[:EXAMPLES]:
                 label = self._predictor.classes[int(found[row].argmax())]
                 ident, _, pixels = waiting[row]
-                kept.append({"id": ident, "label": label, "confidence": float(confidence[row]), "pixels": pixels})
-            kept.sort(key=lambda example, sign=sign: sign * example["confidence"])
+                kept.append(
+                    {"id": ident, "label": label, "confidence": float(confidence[row]), "pixels": pixels}
+                )
+            kept.sort(key=_confidence, reverse=highest)
             del kept[EXAMPLES:]
 
     def _carry_over(self, unit: Unit, tally: _Tally, retry_errors: bool) -> frozenset[str]:
@@ -180,7 +162,7 @@ class Worker:
         taken: set[str] = set()
         for part in unit.former:
             notes = storage.read_json(notes_path(self._out, part))
-            known = dict(zip(_unpacked(notes["stamps"]), _unpacked(notes["pixels"]), strict=True))
+            known = dict(zip(unpacked(notes["stamps"]), unpacked(notes["pixels"]), strict=True))
             same = {ident for ident, stamp in stamps.items() if stamp in known} - taken
             with pq.ParquetFile(storage.open_input(labels_path(self._out, part))) as file:
                 rows = file.read()
@@ -197,6 +179,7 @@ class Worker:
                 taken.update(row[0] for row in bad)
             for kept, name in ((tally.surest, "surest"), (tally.unsurest, "unsurest")):
                 kept.extend(example for example in notes[name] if example["id"] in same)
+                kept.sort(key=_confidence, reverse=name == "surest")
         return frozenset(taken)
 
     def _rows(self, tally: _Tally) -> pa.Table:
@@ -216,23 +199,26 @@ class Worker:
         return pa.concat_tables([fresh, *(rows.cast(self._schema) for rows in tally.carried_labels)])
 
     def _publish(self, unit: Unit, tally: _Tally, seconds: float) -> dict[str, Any]:
-        """Errors and notes first, labels last; the ledger, which is written by the driver, makes them count."""
+        """Errors and notes first, labels last; the ledger, which is written by the driver, makes them
+        count."""
         rows = self._rows(tally)
         if rows.num_rows + len(tally.errors) != unit.size:
-            raise RuntimeError(f"{rows.num_rows} labels and {len(tally.errors)} errors for {unit.size} images")
+            raise RuntimeError(
+                f"{rows.num_rows} labels and {len(tally.errors)} errors for {unit.size} images"
+            )
         files = unit.items if unit.kind == "files" else ()
         notes = {
-            "stamps": _packed(item.stamp() for item in files),
-            "pixels": _packed(tally.digests.get(item.id, bytes(8)) for item in files),
+            "stamps": packed(item.stamp() for item in files),
+            "pixels": packed(tally.digests.get(item.id, bytes(8)) for item in files),
             "errors": len(tally.errors),
-            "surest": [_shown(example) for example in tally.surest[:EXAMPLES]],
-            "unsurest": [_shown(example) for example in tally.unsurest[:EXAMPLES]],
+            "surest": [shown(example) for example in tally.surest[:EXAMPLES]],
+            "unsurest": [shown(example) for example in tally.unsurest[:EXAMPLES]],
         }
         storage.write_bytes(notes_path(self._out, unit.part), json.dumps(notes).encode())
         if tally.errors:
             bad = pa.table([list(column) for column in zip(*tally.errors, strict=True)], schema=ERRORS_SCHEMA)
-            storage.write_bytes(errors_path(self._out, unit.part), _parquet(bad))
-        storage.write_bytes(labels_path(self._out, unit.part), _parquet(rows))
+            storage.write_bytes(errors_path(self._out, unit.part), parquet(bad))
+        storage.write_bytes(labels_path(self._out, unit.part), parquet(rows))
         confidence = rows["confidence"].to_numpy()
         return {
             "key": unit.key,
@@ -268,31 +254,6 @@ def _ahead(
         yield begun.popleft().result()
 
 
-def _shown(example: dict[str, Any]) -> dict[str, Any]:
-    """An example with its pixels as a PNG in base64."""
-    if "png" in example:
-        return example
-    pixels = example["pixels"]
-    image = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
-    image.thumbnail((96, 96))
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    plain = {key: value for key, value in example.items() if key != "pixels"}
-    return {**plain, "png": base64.b64encode(buffer.getvalue()).decode()}
-
-
-def _packed(pieces: Iterable[bytes]) -> str:
-    """Pieces of 8 bytes as base64."""
-    return base64.b64encode(b"".join(pieces)).decode()
-
-
-def _unpacked(text: str) -> list[bytes]:
-    """What `_packed` made."""
-    data = base64.b64decode(text)
-    return [data[at : at + 8] for at in range(0, len(data), 8)]
-
-
-def _parquet(table: pa.Table) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    return buffer.getvalue()
+def _confidence(example: dict[str, Any]) -> float:
+    confidence: float = example["confidence"]
+    return confidence

@@ -15,8 +15,8 @@ from fer_scale.console import Meter, progress, say, set_quiet
 from fer_scale.errors import InputError
 from fer_scale.faces.images import PREPROCESSING_VERSION
 from fer_scale.labelling import ledger, results
-from fer_scale.labelling.ledger import Ledger, Plan
 from fer_scale.labelling.lease import Lease
+from fer_scale.labelling.ledger import Ledger, Plan
 from fer_scale.labelling.sources import Source
 from fer_scale.labelling.units import Unit
 from fer_scale.predictor import EngineName
@@ -45,29 +45,27 @@ def label(
 ) -> dict[str, Any]:
     """Label every image of a source into OUT/labels, and what cannot be read into OUT/errors, as Parquet.
 
-    The same call on the same `out` goes on where one was stopped, labels what is new or has changed in the source,
-    drops what is gone, or finds nothing left to do.
+    The same call on the same `out` goes on where one was stopped, labels what is new or has changed in the
+    source, drops what is gone, or finds nothing left to do.
 
     Args:
         bundle: a model bundle, local or s3://.
-        source: a folder of images, a zip or tar archive, a Parquet or CSV file, a folder of those, or a face store.
-        out: the folder that is written, local or s3://.
-        image_column: the pictures in a table: encoded bytes, pixel text or paths.
-        id_column: the ids in a table; without it an id is the file's path and the row, ``faces.parquet#7``.
-        include: a pattern such as ``*.jpg``; without it every file is an input.
-        workers: actors, each with one thread or one GPU; without it as many as the cluster has.
-        engine: auto, onnx or torch; a run keeps the one it began with.
-        retry_errors: try the images again that ended as errors.
-        overwrite: forget what an earlier run left in `out`.
-        seed: taken like everywhere; nothing is drawn here.
-        quiet: say nothing on stderr.
+        source: a folder of images, a zip or tar archive, a Parquet or CSV file, a folder of those, or a
+        face store. out: the folder that is written, local or s3://. image_column: the pictures in a table:
+        encoded bytes, pixel text or paths. id_column: the ids in a table; without it an id is the file's
+        path and the row, ``faces.parquet#7``. include: a pattern such as ``*.jpg``; without it every file
+        is an input. workers: actors, each with one thread or one GPU; without it as many as the cluster
+        has. engine: auto, onnx or torch; a run keeps the one it began with. retry_errors: try the images
+        again that ended as errors. overwrite: forget what an earlier run left in `out`. seed: taken like
+        everywhere; nothing is drawn here. quiet: say nothing on stderr.
 
     Returns:
-        What summary.json holds: inputs = labelled + no_face + errors, faces, duplicates, new (answered by this call),
-        images_per_second and seconds (of all calls that worked on `out`), model_id, run_id.
+        What summary.json holds: inputs = labelled + no_face + errors, faces, duplicates, new (answered by
+        this call), images_per_second and seconds (of all calls that worked on `out`), model_id, run_id.
 
     Raises:
-        InputError: source, bundle or out cannot be used, another run is at work on `out` or began it with another
+        InputError: source, bundle or out cannot be used, another run is at work on `out` or began it with
+        another
             model or setting, or the cluster is too small.
     """
     set_quiet(quiet)
@@ -103,7 +101,8 @@ def _check_paths(bundle: str, source: str, out: str, overwrite: bool) -> None:
 
 
 def _settings(model: Bundle, source: Source, engine: EngineName, out: str) -> dict[str, Any]:
-    """What decides the answers. What is chosen by looking (engine, unit size) is kept as the run began with it."""
+    """What decides the answers. What is chosen by looking (engine, unit size) is kept as the run began with
+    it."""
     there = (ledger.manifest(out) or {}).get("settings", {})
     if engine == "auto":
         engine = there.get("engine", "auto")
@@ -159,8 +158,9 @@ class _Session:
         results.settle(self._out, self._ledger, seen)
         summary = results.publish(self._out, self._ledger, self._manifest, self._new)
         say(
-            f"{summary['inputs']:,} images: {summary['labelled']:,} labelled, {summary['no_face']:,} without a face, "
-            f"{summary['errors']:,} errors, {summary['duplicates']:,} duplicates; {self._new:,} of them now"
+            f"{summary['inputs']:,} images: {summary['labelled']:,} labelled, "
+            f"{summary['no_face']:,} without a face, {summary['errors']:,} errors, "
+            f"{summary['duplicates']:,} duplicates; {self._new:,} of them now"
         )
         say(f"report: {storage.join(self._out, 'report.html')}")
         return summary
@@ -185,7 +185,9 @@ class _Session:
                 begun.append(unit)
             if len(begun) == workers:
                 break
-        job = Job(bundle, settings["model_id"], self._source, self._out, settings["engine"], gpu, retry_errors)
+        job = Job(
+            bundle, settings["model_id"], self._source, self._out, settings["engine"], gpu, retry_errors
+        )
         entries = stream(job, plan, self._target, len(begun), seen)
         with progress("labelling") as meter, _Counting(meter, begun, listing):
             self._take(entries, meter)
@@ -203,9 +205,6 @@ class _Session:
                 if time.monotonic() - since >= COMMIT_SECONDS:
                     self._commit(held, time.monotonic() - since)
                     held, since = [], time.monotonic()
-        except KeyboardInterrupt:
-            say("stopped; the same command goes on where this ended")
-            raise
         finally:
             self._commit(held, time.monotonic() - since)
 
@@ -222,7 +221,8 @@ def _noting(matched: Iterator[tuple[Unit, bool]], seen: set[str]) -> Iterator[tu
 
 
 class _Counting:
-    """Counts in a thread how many images there are to do, for the bar; listing and labelling do not wait for it."""
+    """Counts in a thread how many images there are to do, for the bar; listing and labelling do not wait
+    for it."""
 
     def __init__(self, meter: Meter, begun: list[Unit], listing: Iterator[tuple[Unit, bool]]) -> None:
         self._meter = meter

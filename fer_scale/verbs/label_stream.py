@@ -1,14 +1,13 @@
 """The Ray Data pipeline of labelling: one task lists the units, actors label them, counts come back.
 
-What travels is references to files and counts of answers. Pictures and probabilities never leave the actor that
-reads, decodes, infers and writes them.
+What travels is references to files and counts of answers. Pictures and probabilities never leave the actor
+that reads, decodes, infers and writes them.
 """
 
 import json
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 import ray
@@ -28,7 +27,8 @@ from fer_scale.predictor import EngineName, Predictor
 from fer_scale.storage import is_s3
 
 ACTOR_CPUS = 0.8
-"""Reserved by an actor, which uses one: the task that lists needs a share too, or the pipeline waits for ever."""
+"""Reserved by an actor, which uses one: the task that lists needs a share too, or the pipeline waits for
+ever."""
 LISTING_CPUS = 0.1
 SEEN_AT_ONCE = 1000
 """Keys of finished units that are told together."""
@@ -51,9 +51,7 @@ class IncompleteError(RuntimeError):
     """Not all units that were listed came back."""
 
 
-def stream(
-    job: Job, plan: Plan, target: int, workers: int, seen: set[str]
-) -> Iterator[Entry]:
+def stream(job: Job, plan: Plan, target: int, workers: int, seen: set[str]) -> Iterator[Entry]:
     """Label all units that are to be done; gives the entry of each as it is published.
 
     Args:
@@ -91,7 +89,9 @@ def stream(
                 seen.update(message.get("seen", ()))
                 expected = message.get("units", expected)
     if expected != len(seen):
-        raise IncompleteError(f"{expected} units were listed and {len(seen)} came back; run the same command again")
+        raise IncompleteError(
+            f"{expected} units were listed and {len(seen)} came back; run the same command again"
+        )
 
 
 def _quiet_context() -> DataContext:
@@ -107,7 +107,7 @@ class Listing(Datasource):
     """One read task, on the driver's node, that lists the source while units are being labelled."""
 
     def __init__(self, rows: Callable[[], Iterator[pa.Table]]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._rows = rows
 
     @property
@@ -127,7 +127,8 @@ class Listing(Datasource):
 
 
 def _listing(source: Source, plan: Plan, target: int) -> Iterator[pa.Table]:
-    """Rows of ``unit`` (to be done) or ``message`` (for the driver); the last message says how many units there are."""
+    """Rows of ``unit`` (to be done) or ``message`` (for the driver); the last message says how many units
+    there are."""
     held: list[str] = []
     units = 0
     try:

@@ -1,0 +1,73 @@
+"""What a work unit publishes: where it is, its columns, its notes."""
+
+import base64
+import io
+from collections.abc import Iterable
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from fer_scale import storage
+
+ERRORS_SCHEMA = pa.schema([("id", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
+
+
+def labels_schema(classes: list[str]) -> pa.Schema:
+    """The columns of ``labels``: one row a face."""
+    return pa.schema(
+        [
+            ("id", pa.string()),
+            ("face", pa.int32()),
+            ("label", pa.string()),
+            ("confidence", pa.float32()),
+            *((f"prob_{name}", pa.float32()) for name in classes),
+            ("model_id", pa.string()),
+        ]
+    )
+
+
+def labels_path(out: str, part: str) -> str:
+    """Where a unit's labels are."""
+    return storage.join(out, "labels", f"{part}.parquet")
+
+
+def errors_path(out: str, part: str) -> str:
+    """Where a unit's errors are, if it has any."""
+    return storage.join(out, "errors", f"{part}.parquet")
+
+
+def notes_path(out: str, part: str) -> str:
+    """Where a unit's notes are: which files it answered for, and its examples."""
+    return storage.join(out, "ledger", "units", f"{part}.json")
+
+
+def shown(example: dict[str, Any]) -> dict[str, Any]:
+    """An example with its pixels as a PNG in base64."""
+    if "png" in example:
+        return example
+    pixels = example["pixels"]
+    image = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+    image.thumbnail((96, 96))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    plain = {key: value for key, value in example.items() if key != "pixels"}
+    return {**plain, "png": base64.b64encode(buffer.getvalue()).decode()}
+
+
+def packed(pieces: Iterable[bytes]) -> str:
+    """Pieces of 8 bytes as base64."""
+    return base64.b64encode(b"".join(pieces)).decode()
+
+
+def unpacked(text: str) -> list[bytes]:
+    """What `packed` made."""
+    data = base64.b64decode(text)
+    return [data[at : at + 8] for at in range(0, len(data), 8)]
+
+
+def parquet(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()

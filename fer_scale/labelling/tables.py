@@ -1,0 +1,62 @@
+"""Tables with a column of pictures: opened, checked, and read row by row."""
+
+import csv
+import io
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fer_scale import storage
+
+PICTURE_TYPES = (
+    pa.types.is_binary,
+    pa.types.is_large_binary,
+    pa.types.is_binary_view,
+    pa.types.is_fixed_size_binary,
+    pa.types.is_string,
+    pa.types.is_large_string,
+    pa.types.is_string_view,
+)
+
+
+class NoColumnError(Exception):
+    """A table lacks a column that was named."""
+
+
+def open_parquet(path: str) -> pq.ParquetFile:
+    """A Parquet file that is read piece by piece, not ahead into memory."""
+    return pq.ParquetFile(storage.open_input(path), pre_buffer=False, buffer_size=1 << 20)
+
+
+def picture_column(schema: pa.Schema, image_column: str, id_column: str | None) -> pa.DataType:
+    """The type of the picture column, when a picture can be made of it."""
+    for column in (image_column, id_column):
+        if column is not None and column not in schema.names:
+            raise NoColumnError(f"there is no column {column!r}, only {', '.join(schema.names)}")
+    kind = schema.field(image_column).type
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        return kind
+    if any(check(kind) for check in PICTURE_TYPES):
+        return kind
+    raise NoColumnError(f"column {image_column!r} is {kind}, not encoded pictures, pixel text or paths")
+
+
+def csv_rows(path: str, image_column: str, id_column: str | None) -> Iterator[tuple[str, str]]:
+    """``(id or "", picture cell)`` of every row; fer2013.csv's ``pixels`` stands in for a column
+    ``image``."""
+    csv.field_size_limit(64 * 2**20)
+    with storage.open_input(path) as data:
+        rows = csv.reader(io.TextIOWrapper(data, encoding="utf-8-sig", newline=""))
+        header = [cell.strip() for cell in next(rows, [])]
+        if image_column not in header and image_column == "image" and "pixels" in header:
+            image_column = "pixels"
+        for column in (image_column, id_column):
+            if column is not None and column not in header:
+                raise NoColumnError(f"there is no column {column!r}, only {', '.join(header)}"[:300])
+        image = header.index(image_column)
+        ident = None if id_column is None else header.index(id_column)
+        for row in rows:
+            if row:
+                cells = row + [""] * (len(header) - len(row))
+                yield ("" if ident is None else cells[ident].strip()), cells[image]
