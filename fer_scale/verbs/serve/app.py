@@ -3,10 +3,8 @@
 serve run fer_scale.verbs.serve.app:build bundle=s3://bucket/bundle replicas=2
 """
 
-import hashlib
 import os
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +20,7 @@ from fer_scale.verbs.serve.limits import Limits
 from fer_scale.verbs.serve.metrics import Snapshot
 from fer_scale.verbs.serve.service import Service
 from fer_scale.verbs.serve.tally import TallyDeployment
+from fer_scale.verbs.serve.token import read_token
 from fer_scale.verbs.serve.web import create_app
 
 ROOM = 32
@@ -93,28 +92,6 @@ def build(args: dict[str, Any]) -> Application:
     )
     app: Application = deployment.bind(bundle, limits, token_digest, TallyDeployment.bind())  # type: ignore[attr-defined]
     return app
-
-
-def read_token(path: str | os.PathLike[str]) -> str:
-    """The hex SHA-256 of the token in a file; the token itself goes no further.
-
-    Raises:
-        InputError: no such file, or a token that is empty, short or not of visible ASCII characters.
-    """
-    try:
-        token = Path(path).read_text(encoding="ascii").strip()
-    except (OSError, UnicodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not ASCII"
-        raise InputError(
-            f"token file {path} ({reason})", "a text file with one token", "check the path"
-        ) from None
-    if len(token) < 16 or not all("!" <= character <= "~" for character in token):
-        raise InputError(
-            f"token file {path} with {len(token)} characters",
-            "one token of at least 16 visible ASCII characters",
-            "make one: openssl rand -hex 32",
-        )
-    return hashlib.sha256(token.encode()).hexdigest()
 
 
 def _whole(name: str, value: Any) -> int:

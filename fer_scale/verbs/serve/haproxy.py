@@ -2,9 +2,9 @@
 
 As Ray configures it, HAProxy publishes its metrics (port 9101) and a page of statistics (8404) on every
 network interface, leaves an admin socket that every local user may write to, and answers 500 where no replica
-answers. Ray has no setting for these, but starts the binary that RAY_SERVE_HAPROXY_BINARY_PATH names: a script
-of ours, which takes the two ports away, closes the socket, makes the answer a 503 with Retry-After, and becomes
-HAProxy.
+answers. Ray has no setting for these, but starts the binary that RAY_SERVE_HAPROXY_BINARY_PATH names: a
+script of ours, which takes the two ports away, closes the socket, makes that answer a 503 with Retry-After,
+and becomes HAProxy.
 """
 
 import importlib.util

@@ -1,0 +1,140 @@
+"""The whole endpoint on Ray Serve, started and ended as a user does it."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+
+from fer_scale.faces.images import prepare
+from fer_scale.predictor import Predictor
+from fer_scale.verbs.serve import haproxy
+from tests.serving import picture, write_bundle
+
+COMMAND = [sys.executable, "-m", "fer_scale", "serve"]
+
+
+@dataclass
+class Server:
+    process: subprocess.Popen[str]
+    url: str
+    bundle: Path
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    bundle = write_bundle(tmp_path_factory.mktemp("serve") / "bundle")
+    port = free_port()
+    process = subprocess.Popen(
+        [*COMMAND, str(bundle), "--port", str(port), "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "RAY_ADDRESS": "local"},
+    )
+    url, said = f"http://127.0.0.1:{port}", []
+    for line in process.stderr:
+        said.append(line)
+        if url in line:
+            break
+    else:
+        pytest.fail(f"it ended with {process.wait()}: {''.join(said)}")
+    try:
+        yield Server(process, url, bundle)
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.communicate(timeout=60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
+
+
+def test_answers_as_the_predictor_does(server: Server) -> None:
+    predictor = Predictor.load(server.bundle, threads=1)
+    images = [picture(seed, 40 + seed) for seed in range(24)]
+    expected = predictor.probabilities(np.stack([prepare(data, predictor.preprocessing) for data in images]))
+
+    async def ask() -> list[httpx.Response]:
+        async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
+            return await asyncio.gather(*(client.post("/v1/predict", content=data) for data in images))
+
+    answers = [response.raise_for_status().json() for response in asyncio.run(ask())]
+    got = np.array([[a["results"][0]["probabilities"][c] for c in predictor.classes] for a in answers])
+    assert np.abs(got - expected).max() < 1e-5
+    assert {answer["model_id"] for answer in answers} == {predictor.model_id}
+
+    files = [("images", (f"{at}.png", data)) for at, data in enumerate(images)]
+    results = httpx.post(f"{server.url}/v1/predict", files=files).json()["results"]
+    assert [r["label"] for r in results] == [predictor.classes[i] for i in expected.argmax(1)]
+
+
+def test_errors_pass_the_proxy_as_they_are(server: Server) -> None:
+    with httpx.Client(base_url=server.url) as client:
+        for content, status in ((b"junk", 422), (b"x" * (9 * 2**20), 413), (b"", 400)):
+            response = client.post("/v1/predict", content=content)
+            assert response.status_code == status
+            assert response.headers["content-type"] == "application/problem+json"
+        assert client.get("/nowhere").status_code == 404
+        assert client.post("/v1/predict", content=picture(0)).status_code == 200
+
+
+def test_page_health_and_metrics(server: Server) -> None:
+    with httpx.Client(base_url=server.url) as client:
+        assert client.get("/readyz").json()["status"] == "ready"
+        assert "<title>fer_scale" in client.get("/").text
+        metrics = client.get("/metrics").text
+    assert 'fer_scale_requests_total{route="/v1/predict",code="200"}' in metrics
+    assert "\nfer_scale_replicas 1\n" in metrics
+
+
+def test_only_loopback_reaches_the_endpoint(server: Server) -> None:
+    port = int(server.url.rpartition(":")[2])
+    processes = psutil.Process(server.process.pid).children(recursive=True)
+    listening = [
+        (process.name(), connection.laddr)
+        for process in processes
+        for connection in process.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+        and (process.name() == "haproxy" or connection.laddr.port == port)
+    ]
+    assert listening
+    assert {address.ip for _, address in listening} == {"127.0.0.1"}
+    assert ("haproxy" in {name for name, _ in listening}) == haproxy.available()
+
+
+def test_a_port_in_use_is_one_clear_line(server: Server) -> None:
+    port = server.url.rpartition(":")[2]
+    done = subprocess.run([*COMMAND, str(server.bundle), "--port", port], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert f"127.0.0.1:{port} cannot be listened on" in line
+
+
+def test_sigterm_ends_it_and_all_its_processes(server: Server) -> None:
+    children = psutil.Process(server.process.pid).children(recursive=True)
+    server.process.send_signal(signal.SIGTERM)
+    out, err = server.process.communicate(timeout=60)
+    assert server.process.returncode == 0, err
+    assert "Traceback" not in err
+    assert json.loads(out.splitlines()[-1])["url"] == server.url
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert [process.name() for process in alive] == []
