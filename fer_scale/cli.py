@@ -203,15 +203,12 @@ def label(
 def serve(
     bundle: Annotated[str, typer.Argument(help="A model bundle.", metavar="BUNDLE")],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")] = 8000,
     replicas: Annotated[int, typer.Option(min=1, help="Processes that answer.")] = 1,
     token_file: Annotated[
         str | None, typer.Option(help="File with the token that requests must bear.")
     ] = None,
     max_bytes: Annotated[int, typer.Option(min=1, help="Largest request, in bytes.")] = 8 * 2**20,
-    max_images: Annotated[int, typer.Option(min=1, help="Most images in a request.")] = 64,
-    token_file: Annotated[str | None, typer.Option(help="Ask for the bearer token in this file.")] = None,
-    max_bytes: Annotated[int, typer.Option(min=1, help="Largest body of a request.")] = 8 * 2**20,
     max_images: Annotated[int, typer.Option(min=1, help="Most images in a request.")] = 64,
     seed: Seed = 0,
     quiet: Quiet = False,
