@@ -99,8 +99,9 @@ def _svg(figure: Figure, title: str) -> Markup:
     return Markup(f'<svg role="img" {box[0] if box else ""}><title>{escape(title)}</title>{body}')
 
 
-def _percent_axis(axis: Any, digits: int = 0) -> None:
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.{digits}f} %"))
+def _percent_axis(axis: Any) -> None:
+    axis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
 
 
 def reliability(
@@ -119,14 +120,13 @@ def reliability(
             (after, colour(0), f"after, T = {temperature:.2f}"),
         ):
             x, y = [row["confidence"] for row in rows], [row["accuracy"] for row in rows]
-            axes.plot(x, y, color=shade, linewidth=1.2)
+            axes.plot(x, y, color=shade, linewidth=1.2, label=label)
             axes.scatter(
                 x,
                 y,
                 s=[8 + 160 * row["share"] for row in rows],
                 color=shade,
                 alpha=0.75,
-                label=label,
                 linewidths=0,
             )
         low = min((row["confidence"] for row in (*before, *after)), default=0.0)
@@ -134,7 +134,7 @@ def reliability(
         axes.set_ylim(0, 1.02)
         _percent_axis(axes.xaxis)
         _percent_axis(axes.yaxis)
-        axes.legend(loc="lower right", markerscale=0.8)
+        axes.legend(loc="lower right")
     return drawing.svg
 
 
