@@ -1,17 +1,15 @@
 """The model bundle: a folder of safetensors, ONNX and JSON that says what it is, and is safe to open.
 
-    config.json  weights.safetensors  model.onnx  metrics.json  curve.parquet  README.md  checksums.json
+config.json  weights.safetensors  model.onnx  metrics.json  curve.parquet  README.md  checksums.json
 """
 
 import hashlib
 import json
-import tempfile
 import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
@@ -63,13 +61,17 @@ class Bundle:
         """
         path = str(path)
         if not storage.exists(storage.join(path, "config.json")):
-            raise InputError(path, "a model bundle (a folder with config.json)", "make one with: fer-scale train")
+            raise InputError(
+                path, "a model bundle (a folder with config.json)", "make one with: fer-scale train"
+            )
         directory = storage.fetch_dir(path)
         config = _json(directory / "config.json", path)
         found = config.get("schema_version")
         if found != SCHEMA_VERSION:
             raise InputError(
-                f"bundle {path} of schema version {found}", f"version {SCHEMA_VERSION}", "train it again, or use the fer-scale that made it"
+                f"bundle {path} of schema version {found}",
+                f"version {SCHEMA_VERSION}",
+                "train it again, or use the fer-scale that made it",
             )
         _check_sums(directory, path)
         try:
@@ -129,7 +131,9 @@ def write(
     config["model_id"] = _model_id(config, directory)
     config.update(facts)
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    (directory / "metrics.json").write_text(json.dumps({**metrics, "model_id": config["model_id"]}, indent=2) + "\n")
+    (directory / "metrics.json").write_text(
+        json.dumps({**metrics, "model_id": config["model_id"]}, indent=2) + "\n"
+    )
     curve.to_parquet(directory / "curve.parquet", index=False)
     (directory / "README.md").write_text(card.replace("{model_id}", config["model_id"]))
     sums = {name: _sha256(directory / name) for name in FILES}
@@ -139,7 +143,9 @@ def write(
 
 def export_onnx(network: Network, preprocessing: Preprocessing, path: Path) -> None:
     """One self-contained ONNX file from uint8 images to logits, with a free batch size."""
-    example = torch.zeros((2, preprocessing.channels, preprocessing.size, preprocessing.size), dtype=torch.uint8)
+    example = torch.zeros(
+        (2, preprocessing.channels, preprocessing.size, preprocessing.size), dtype=torch.uint8
+    )
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter warns about its own internals
         torch.onnx.export(
@@ -159,7 +165,10 @@ def _model_id(config: dict[str, Any], directory: Path) -> str:
     """A hash of what decides the answers: network, classes, preprocessing, temperature and the weights."""
     decides = {
         "network": config["configuration"]["network"],
-        **{key: config[key] for key in ("family", "classes", "preprocessing", "preprocessing_version", "temperature")},
+        **{
+            key: config[key]
+            for key in ("family", "classes", "preprocessing", "preprocessing_version", "temperature")
+        },
     }
     digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode())
     digest.update((directory / "weights.safetensors").read_bytes())
@@ -175,7 +184,9 @@ def _json(path: Path, bundle: str) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise InputError(f"{path.name} of {bundle} ({error})", "a JSON file", "copy the whole bundle again") from None
+        raise InputError(
+            f"{path.name} of {bundle} ({error})", "a JSON file", "copy the whole bundle again"
+        ) from None
     if not isinstance(values, dict):
         raise InputError(f"{path.name} of {bundle}", "a JSON object", "copy the whole bundle again")
     return values
@@ -185,7 +196,11 @@ def _check_sums(directory: Path, bundle: str) -> None:
     sums = _json(directory / "checksums.json", bundle)
     for name in FILES:
         if not (directory / name).exists():
-            raise InputError(f"bundle {bundle} without {name}", f"the files {', '.join(FILES)}", "copy the whole bundle again")
+            raise InputError(
+                f"bundle {bundle} without {name}",
+                f"the files {', '.join(FILES)}",
+                "copy the whole bundle again",
+            )
         if sums.get(name) != _sha256(directory / name):
             raise InputError(
                 f"{name} of {bundle} with another checksum than checksums.json says",

@@ -43,6 +43,8 @@ class Cluster:
     """GPUs of the whole cluster."""
     nodes: int
     """Machines that are alive."""
+    largest: float
+    """CPUs of the largest machine: no process can have more."""
     ours: bool
     """Whether this process started it, so that it ends with this process."""
 
@@ -82,7 +84,8 @@ def connect(cpus: float = 1, gpus: float = 0) -> Cluster:
         ours = _start()
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    found = Cluster(resources.get("CPU", 0.0), resources.get("GPU", 0.0), len(alive), ours)
+    largest = max((node["Resources"].get("CPU", 0.0) for node in alive), default=0.0)
+    found = Cluster(resources.get("CPU", 0.0), resources.get("GPU", 0.0), len(alive), largest, ours)
     try:
         found.require(cpus, gpus)
     except InputError:

@@ -13,9 +13,7 @@ def parse_seconds(text: str | float, what: str) -> float:
     Raises:
         InputError: anything else, or nothing above zero.
     """
-    if isinstance(text, int | float):
-        seconds = float(text)
-    elif re.fullmatch(r"\d+(\.\d+)?", text.strip()):
+    if isinstance(text, int | float) or re.fullmatch(r"\d+(\.\d+)?", text.strip()):
         seconds = float(text)
     elif re.fullmatch(r"(\d+(\.\d+)?[smhd]\s*)+", text.strip()):
         seconds = sum(float(n) * UNITS[unit] for n, _, unit in re.findall(r"(\d+(\.\d+)?)([smhd])", text))

@@ -51,7 +51,7 @@ class TorchEngine:
 
     def __init__(self, bundle: Bundle) -> None:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._network = bundle.network().to(self._device, memory_format=torch.channels_last)
+        self._network = bundle.network().to(self._device).to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def logits(self, images: Images) -> Logits:
@@ -60,7 +60,9 @@ class TorchEngine:
         cuda = self._device.type == "cuda"
         if cuda:
             batch = batch.pin_memory().to(self._device, non_blocking=True)
-        with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=cuda and torch.cuda.is_bf16_supported()):
+        with torch.autocast(
+            self._device.type, dtype=torch.bfloat16, enabled=cuda and torch.cuda.is_bf16_supported()
+        ):
             out = self._network(batch)
         result: Logits = out.float().cpu().numpy()
         return result
@@ -84,7 +86,9 @@ class Predictor:
         self._batch_size = batch_size
 
     @classmethod
-    def load(cls, bundle: Bundle | str | Path, engine: EngineName = "auto", threads: int | None = None) -> "Predictor":
+    def load(
+        cls, bundle: Bundle | str | Path, engine: EngineName = "auto", threads: int | None = None
+    ) -> "Predictor":
         """Load a bundle into an engine: ``auto`` takes torch where there is a GPU, ONNX Runtime otherwise.
 
         Args:
@@ -108,7 +112,9 @@ class Predictor:
         if not len(images):
             return np.zeros((0, len(self.classes)), dtype=np.float32)
         step = self._batch_size
-        return np.concatenate([self._engine.logits(images[i : i + step]) for i in range(0, len(images), step)])
+        return np.concatenate(
+            [self._engine.logits(images[i : i + step]) for i in range(0, len(images), step)]
+        )
 
     def probabilities(self, images: Images) -> npt.NDArray[np.float32]:
         """uint8 ``[N, C, S, S]`` to calibrated probabilities float32 ``[N, K]``; rows sum to 1."""

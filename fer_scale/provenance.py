@@ -31,7 +31,10 @@ def _commit() -> str | None:
     if not (root / ".git").exists():
         return None
     run = subprocess.run(
-        ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True, check=False
+        ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return run.stdout.strip() or None
 

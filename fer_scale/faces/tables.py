@@ -17,6 +17,7 @@ from fer_scale.faces.images import ImageError
 from fer_scale.faces.records import FER2013_LABELS, Columns, Record, is_pixel_text, png_of_pixel_text
 
 BATCH_ROWS = 256
+BATCH_BYTES = 8 * 2**20
 BUFFER_BYTES = 2**20
 """Read at a time from a column: without it, Arrow holds the column's whole row group."""
 MAX_CELL = 64 * 2**20
@@ -99,14 +100,14 @@ class ParquetSource:
         return counts
 
     def records(self) -> Iterator[Record]:
-        """All rows, file by file, `BATCH_ROWS` at a time in memory."""
+        """All rows, file by file, `BATCH_ROWS` or `BATCH_BYTES` at a time in memory."""
         columns = self.columns
         for name in self._names:
             row = 0
             folder = storage.join(self.root, name).rpartition("/")[0]
             with self._open(name) as file:
                 read = _reader_of(file.schema_arrow.field(columns.image).type) or _bytes_of
-                for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=self._wanted):
+                for batch in file.iter_batches(batch_size=_batch_rows(file), columns=self._wanted):
                     for cells in batch.to_pylist():
                         given = "" if columns.id is None else _text(cells[columns.id])
                         payload = read(cells[columns.image], folder)
@@ -121,6 +122,13 @@ class ParquetSource:
                             size=len(payload) if isinstance(payload, bytes) else 0,
                         )
                         row += 1
+
+
+def _batch_rows(file: pq.ParquetFile) -> int:
+    """Rows that make about `BATCH_BYTES` by the file's own account, `BATCH_ROWS` at most."""
+    groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+    widest = max((group.total_byte_size // max(group.num_rows, 1) for group in groups), default=1)
+    return min(BATCH_ROWS, max(1, BATCH_BYTES // max(widest, 1)))
 
 
 Reader = Callable[[Any, str], bytes | Callable[[], bytes]]

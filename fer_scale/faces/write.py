@@ -49,7 +49,7 @@ class PartWriter:
             part, table = table.slice(0, step), table.slice(step)
             self._tables.append(part)
             self._waiting_rows += part.num_rows
-            self._waiting_bytes += part.get_total_buffer_size() if part.num_rows < 2 else part.nbytes
+            self._waiting_bytes += part.nbytes
             if self._waiting_rows >= GROUP_ROWS or self._waiting_bytes >= GROUP_BYTES:
                 self._flush()
             step = GROUP_ROWS - self._waiting_rows

@@ -37,7 +37,9 @@ class Configuration:
             InputError: an unknown family or key (the valid ones are named), or a value out of range.
         """
         if not isinstance(values, dict):
-            raise InputError(f"a configuration of {type(values).__name__}", "a JSON object", "see the docs page of train")
+            raise InputError(
+                f"a configuration of {type(values).__name__}", "a JSON object", "see the docs page of train"
+            )
         check_keys(values, ("family", "network", "preprocessing", "recipe"), "configuration")
         reference = cls.reference(str(values.get("family", "")))
         return cls(
@@ -58,7 +60,6 @@ class Configuration:
             raise InputError(f"family {family!r}", f"one of {', '.join(FAMILIES)}", "name one of them")
         network, preprocessing = FAMILIES[family].reference()
         return cls(family=family, network=network, preprocessing=preprocessing, recipe=Recipe())
-
 
     def with_fixed(self, fixed: Mapping[str, Any]) -> "Configuration":
         """The same with the user's fixed values (``lr``, ``size``, ``resnet.variant``) put in."""
@@ -84,7 +85,9 @@ def check_keys(values: dict[str, Any], valid: tuple[str, ...], what: str) -> Non
     """
     unknown = sorted(set(values) - set(valid))
     if unknown:
-        raise InputError(f"{what} key {', '.join(unknown)}", f"only {', '.join(sorted(valid))}", "correct the name")
+        raise InputError(
+            f"{what} key {', '.join(unknown)}", f"only {', '.join(sorted(valid))}", "correct the name"
+        )
 
 
 def replace(base: T, values: dict[str, Any], what: str) -> T:
@@ -116,9 +119,13 @@ def _typed(value: Any, hint: Any, what: str) -> Any:
     elif origin is typing.Literal:
         if value in typing.get_args(hint):
             return value
-        raise InputError(f"{what}={value!r}", f"one of {', '.join(map(str, typing.get_args(hint)))}", "name one of them")
+        raise InputError(
+            f"{what}={value!r}", f"one of {', '.join(map(str, typing.get_args(hint)))}", "name one of them"
+        )
     elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
-    raise InputError(f"{what}={value!r}", f"a value of type {getattr(hint, '__name__', hint)}", "correct the value")
+    raise InputError(
+        f"{what}={value!r}", f"a value of type {getattr(hint, '__name__', hint)}", "correct the value"
+    )

@@ -82,7 +82,12 @@ def run(plan: Plan, report: Callable[[dict[str, Any]], None]) -> None:
 
 
 def _learner(
-    plan: Plan, configuration: Configuration, classes: list[str], train: Faces, device: torch.device, resumed: bool
+    plan: Plan,
+    configuration: Configuration,
+    classes: list[str],
+    train: Faces,
+    device: torch.device,
+    resumed: bool,
 ) -> Learner:
     # a state is loaded right after: no download for weights that would be thrown away
     weights = "none" if resumed or plan.init_from else None

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,8 @@ from fer_scale.families.network import Network
 from fer_scale.learning.augment import Augment, mixup
 from fer_scale.learning.recipe import Recipe
 
+Tensors = tuple[Tensor, ...] | list[Tensor]
+
 WARMUP = {"one_cycle": 0.3, "cosine": 0.05}
 
 
@@ -34,7 +36,9 @@ class Batches:
     takes its own slice of the same global batch: the result does not depend on how many there are.
     """
 
-    def __init__(self, faces: Faces, num_classes: int, batch_size: int, seed: int, device: torch.device) -> None:
+    def __init__(
+        self, faces: Faces, num_classes: int, batch_size: int, seed: int, device: torch.device
+    ) -> None:
         self.size = min(batch_size, len(faces))
         self.steps_per_epoch = len(faces) // self.size
         self._faces = faces
@@ -43,7 +47,9 @@ class Batches:
         self._device = device
         self._epoch = -1
         self._order: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
-        self._rank, self._world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self._rank, self._world = (
+            (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        )
 
     def indices(self, step: int) -> npt.NDArray[np.int64]:
         """Which faces the global batch of a step holds: int64 ``[size]``."""
@@ -72,7 +78,7 @@ class Learner:
     def __init__(
         self, network: Network, recipe: Recipe, *, class_counts: list[int], seed: int, device: torch.device
     ) -> None:
-        self.network = network.to(device, memory_format=torch.channels_last)
+        self.network = network.to(device).to(memory_format=torch.channels_last)
         self.recipe = recipe
         self.device = device
         self.step = 0
@@ -103,7 +109,7 @@ class Learner:
             logits.float(), targets, weight=self._weights, label_smoothing=self.recipe.label_smoothing
         )
         self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip)
         self._optimizer.step()
         if self._average is not None:
@@ -116,8 +122,7 @@ class Learner:
         """The network to keep: the averaged one where the recipe averages."""
         if self._average is None:
             return self.network
-        module: Network = self._average.module
-        return module
+        return cast(Network, self._average.module)
 
     @torch.inference_mode()
     def logits(self, images: npt.NDArray[np.uint8], batch_size: int = 256) -> npt.NDArray[np.float32]:
@@ -135,8 +140,14 @@ class Learner:
         if self._average is not None:
             tensors |= {f"average.{name}": value for name, value in self._average.state_dict().items()}
         for index, values in self._optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in values.items() if value is not None}
-        save_file({name: value.contiguous() for name, value in tensors.items()}, path, {"step": str(self.step)})
+            tensors |= {
+                f"optimizer.{index}.{key}": torch.as_tensor(value)
+                for key, value in values.items()
+                if value is not None
+            }
+        save_file(
+            {name: value.contiguous() for name, value in tensors.items()}, path, {"step": str(self.step)}
+        )
 
     def load(self, path: Path, step: int) -> None:
         """Go on from what :meth:`save` wrote at ``step``."""
@@ -199,11 +210,11 @@ def _optimizer(network: Network, recipe: Recipe) -> torch.optim.Optimizer:
     return torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9, nesterov=True, fused=True)
 
 
-def _averaging(decay: float) -> Callable[[list[Tensor], list[Tensor], Any], None]:
+def _averaging(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
     """Exponential averaging whose memory grows with the steps taken, up to ``decay``."""
 
     @torch.no_grad()
-    def average(averaged: list[Tensor], current: list[Tensor], steps: Tensor | int) -> None:
+    def average(averaged: Tensors, current: Tensors, steps: Tensor | int) -> None:
         share = 1 - min(decay, (1 + int(steps)) / (10 + int(steps)))
         if averaged[0].is_floating_point():
             torch._foreach_lerp_(averaged, current, share)

@@ -21,9 +21,7 @@ def wilson_interval(correct: float, n: int, z: float = 1.959964) -> tuple[float,
     return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
 
 
-def calibration_bins(
-    probabilities: Probabilities, labels: Labels, bins: int = 15
-) -> list[dict[str, float]]:
+def calibration_bins(probabilities: Probabilities, labels: Labels, bins: int = 15) -> list[dict[str, float]]:
     """Rows of the reliability diagram: mean confidence and accuracy of equal-width confidence bins."""
     confidence = probabilities.max(axis=1)
     correct = probabilities.argmax(axis=1) == labels

@@ -56,13 +56,17 @@ class SearchProgress:
         scored = [row for row in self._rows if row["accuracy"] is not None]
         best = max(scored, key=lambda row: row["accuracy"], default=None)
         said = f"best {best['family']} {best['accuracy']:.4f}" if best else "no score yet"
-        table = Table(title=f"search: {said}, {len(self._rows)} trials, {span(self._left())} left", title_justify="left")
+        table = Table(
+            title=f"search: {said}, {len(self._rows)} trials, {span(self._left())} left", title_justify="left"
+        )
         for name in ("family", "running", "ended", "best val accuracy", "95 % interval", "rung", "compute"):
             table.add_column(name, justify="left" if name == "family" else "right")
         for family in self._families:
             rows = [row for row in self._rows if row["family"] == family]
             running = sum(row["status"] == "running" for row in rows)
-            top = max((r for r in rows if r["accuracy"] is not None), key=lambda r: r["accuracy"], default=None)
+            top = max(
+                (r for r in rows if r["accuracy"] is not None), key=lambda r: r["accuracy"], default=None
+            )
             table.add_row(
                 family,
                 str(running),

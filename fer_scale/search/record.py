@@ -46,7 +46,16 @@ TRIALS_SCHEMA = pa.schema(
 )
 """``scores`` holds the accuracy of every rung that was reached; ``started`` and ``ended`` are unix seconds."""
 
-MEASURED = ("parameters", "weights", "images_seen", "compute_seconds", "rung", "accuracy", "accuracy_low", "accuracy_high")
+MEASURED = (
+    "parameters",
+    "weights",
+    "images_seen",
+    "compute_seconds",
+    "rung",
+    "accuracy",
+    "accuracy_low",
+    "accuracy_high",
+)
 SETTINGS = ("fingerprint", "families", "fixed", "seed")
 """What must be the same for a search to go on."""
 
@@ -55,7 +64,16 @@ class Search:
     """A search's folder, open: asks the study, keeps the rows, writes everything down as it comes."""
 
     def __init__(
-        self, out: str, store: Store, families: Sequence[str], fixed: Mapping[str, Any], *, budget: float, slots: int, seed: int
+        self,
+        out: str,
+        store: Store,
+        families: Sequence[str],
+        fixed: Mapping[str, Any],
+        *,
+        budget: float,
+        slots: int,
+        deadline: float,
+        seed: int,
     ) -> None:
         self._out = out
         self._scratch = tempfile.TemporaryDirectory(prefix="fer_scale-search-")
@@ -77,8 +95,8 @@ class Search:
         self._study = Study(self._journal, families, fixed, seed, self._settings["name"])
         self._rows: dict[int, dict[str, Any]] = {row["trial_id"]: row for row in self._study.rows}
         self._running: dict[int, dict[str, Any]] = {}
-        self.budget = max(budget - self._earlier, 0.0)
-        self.progress = SearchProgress(families, self.rungs.count, self._began + self.budget)
+        self.deadline = deadline - self._earlier
+        self.progress = SearchProgress(families, self.rungs.count, self.deadline)
         self.progress.show(self._rows.values(), self._running.values())
 
     def _reload(self) -> None:
@@ -123,7 +141,9 @@ class Search:
 
     def reached(self) -> list[tuple[int, int, float]]:
         """(trial, rung from 1, accuracy) of every rung that an ended trial reached."""
-        return [(n, rung, score) for n, row in self._rows.items() for rung, score in enumerate(row["scores"], 1)]
+        return [
+            (n, rung, score) for n, row in self._rows.items() for rung, score in enumerate(row["scores"], 1)
+        ]
 
     def ask(self) -> tuple[int, Configuration]:
         """The next trial."""
@@ -159,7 +179,7 @@ class Search:
     def end(self, number: int, result: Mapping[str, Any]) -> None:
         """A trial ended; from here on it is on record."""
         row = self._running.pop(number)
-        row.update({key: result[key] for key in MEASURED if key in result and key not in ("rung", "accuracy")})
+        row.update({key: result[key] for key in MEASURED if key in result})
         row["status"], row["reason"] = self._why(row, result)
         row["ended"] = time.time()
         self._study.tell(number, row)
@@ -191,7 +211,7 @@ class Search:
         return board
 
     def write(self) -> None:
-        """Write journal, table and leaderboard; each file is replaced at once. The journal goes first: it is the truth."""
+        """Write journal, table and leaderboard, each file at once; the journal first, for it is the truth."""
         storage.write_bytes(storage.join(self._out, "journal.log"), self._journal.read_bytes())
         sink = pa.BufferOutputStream()
         pq.write_table(self.table(), sink)
@@ -202,12 +222,18 @@ class Search:
 
     def _write_settings(self) -> None:
         self._settings["seconds"] = round(self.seconds, 1)
-        storage.write_bytes(storage.join(self._out, "search.json"), json.dumps(self._settings, indent=2).encode())
+        storage.write_bytes(
+            storage.join(self._out, "search.json"), json.dumps(self._settings, indent=2).encode()
+        )
 
     @property
     def seconds(self) -> float:
         """Wall time of the search so far, earlier runs counted in."""
-        return float(self._settings["seconds"] if not hasattr(self, "_earlier") else self._earlier + time.time() - self._began)
+        return float(
+            self._settings["seconds"]
+            if not hasattr(self, "_earlier")
+            else self._earlier + time.time() - self._began
+        )
 
     def _facts(self) -> dict[str, Any]:
         rows = list(self._rows.values())
@@ -231,7 +257,11 @@ class Search:
         board = self.leaderboard()
         if not board:
             reasons = "; ".join(sorted({str(row["reason"]) for row in self._rows.values()})) or "none began"
-            raise InputError(f"a search without one scored trial ({reasons})", "at least one", "give a larger --time-budget")
+            raise InputError(
+                f"a search without one scored trial ({reasons})",
+                "at least one",
+                "give a larger --time-budget",
+            )
         page = report.search(pd.DataFrame(self.table().to_pylist()), self._facts())
         storage.write_bytes(storage.join(self._out, "report.html"), page.encode())
         return {

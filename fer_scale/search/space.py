@@ -2,18 +2,16 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import optuna
 
 from fer_scale.errors import InputError
 from fer_scale.faces.images import Preprocessing
 from fer_scale.families import FAMILIES
-from fer_scale.families.picking import Pick
+from fer_scale.families.picking import Pick, T
 from fer_scale.learning.configuration import Configuration, replace
 from fer_scale.learning.recipe import Recipe
-
-T = TypeVar("T", bool, int, float, str)
 
 RATES = {"sgd": (0.01, 0.3), "adamw": (2e-4, 6e-3)}
 DECAYS = {"sgd": (1e-5, 2e-3), "adamw": (1e-3, 0.2)}
@@ -37,12 +35,14 @@ class OptunaPick:
         if given is not None:
             return given
         # a choice of one is no parameter: it would only be ballast for the sampler
-        return values[0] if len(values) == 1 else self._trial.suggest_categorical(key, values)  # type: ignore[return-value]
+        return values[0] if len(values) == 1 else self._trial.suggest_categorical(key, list(values))  # type: ignore[return-value]
 
     def float(self, name: str, low: float, high: float, log: bool = False) -> float:
         """A number in ``low <= x <= high``."""
         given: float | None = self._given(name)
-        return given if given is not None else self._trial.suggest_float(self._prefix + name, low, high, log=log)
+        return (
+            given if given is not None else self._trial.suggest_float(self._prefix + name, low, high, log=log)
+        )
 
     def int(self, name: str, low: int, high: int) -> int:
         """A whole number in ``low <= x <= high``."""
@@ -60,7 +60,8 @@ def suggest(trial: optuna.Trial, families: Sequence[str], fixed: Mapping[str, An
     own = OptunaPick(trial, f"{name}.", fixed)
     network = family.suggest(own)
     preprocessing = Preprocessing(
-        size=own.choice("size", family.INPUTS["size"]), channels=own.choice("channels", family.INPUTS["channels"])
+        size=own.choice("size", family.INPUTS["size"]),
+        channels=own.choice("channels", family.INPUTS["channels"]),
     )
     recipe = suggest_recipe(OptunaPick(trial, "", fixed))
     return Configuration(family=name, network=network, preprocessing=preprocessing, recipe=recipe)
@@ -91,12 +92,16 @@ def check_fixed(fixed: Mapping[str, Any], families: Sequence[str]) -> dict[str, 
         InputError: an unknown name, with the valid ones, or a value of the wrong type or out of range.
     """
     references = {name: Configuration.reference(name) for name in families}
-    shared = [f.name for f in dataclasses.fields(Recipe)] + [f.name for f in dataclasses.fields(Preprocessing)]
+    shared = [f.name for f in dataclasses.fields(Recipe)] + [
+        f.name for f in dataclasses.fields(Preprocessing)
+    ]
     own = [f"{name}.{f.name}" for name, r in references.items() for f in dataclasses.fields(r.network)]
     checked: dict[str, Any] = {}
     for key, value in fixed.items():
         if key not in (*shared, *own):
-            raise InputError(f"fix {key}={value}", f"one of {', '.join(sorted(shared + own))}", "correct the name")
+            raise InputError(
+                f"fix {key}={value}", f"one of {', '.join(sorted(shared + own))}", "correct the name"
+            )
         checked[key] = fix(references[families[0]], references, key, value)
     for name in RATES:
         for key in ("lr", "weight_decay"):
@@ -114,7 +119,9 @@ def fix(any_: Configuration, references: Mapping[str, Configuration], key: str, 
     old = getattr(owner, field)
     if isinstance(value, str) and not isinstance(old, str):
         try:
-            value = {"true": True, "false": False}[value.lower()] if isinstance(old, bool) else type(old)(value)
+            value = (
+                {"true": True, "false": False}[value.lower()] if isinstance(old, bool) else type(old)(value)
+            )
         except (ValueError, KeyError, TypeError):
             raise InputError(f"fix {key}={value}", f"a value like {old!r}", "correct the value") from None
     return getattr(replace(owner, {field: value}, key), field)

@@ -9,7 +9,15 @@ SGD: dict[str, Any] = {"optimizer": "sgd", "lr": 0.1, "weight_decay": 5e-4}
 
 STARTS: dict[str, dict[str, Any]] = {
     "resnet": {
-        "network": {"variant": "slim10", "width": 2.0, "cut": 3, "stem": 2, "dense": "none", "dropout": 0.2, "weights": "none"},
+        "network": {
+            "variant": "slim10",
+            "width": 2.0,
+            "cut": 3,
+            "stem": 2,
+            "dense": "none",
+            "dropout": 0.2,
+            "weights": "none",
+        },
         "preprocessing": {"size": 48, "channels": 1},
         "recipe": SGD,
     },
@@ -20,7 +28,10 @@ STARTS: dict[str, dict[str, Any]] = {
     "cnn2": {"preprocessing": {"size": 48, "channels": 1}, "recipe": SGD},
     "complex_cnn": {"preprocessing": {"size": 48, "channels": 1}, "recipe": SGD},
     "cnn1": {"preprocessing": {"size": 48, "channels": 1}, "network": {"width": 1.5}},
-    "vgg16": {"network": {"variant": "vgg11_bn", "dense": "256"}, "preprocessing": {"size": 48, "channels": 1}},
+    "vgg16": {
+        "network": {"variant": "vgg11_bn", "dense": "256"},
+        "preprocessing": {"size": 48, "channels": 1},
+    },
 }
 """By family, in the order in which families start. Successive halving compares with what came before, so that what
 is most likely to be good goes first and sets the mark."""

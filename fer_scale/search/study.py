@@ -22,6 +22,7 @@ from fer_scale.search.starts import STARTS
 
 STATES = {"completed": TrialState.COMPLETE, "pruned": TrialState.PRUNED}
 
+
 class Study:
     """Asks Optuna for configurations and tells it what came of them.
 
@@ -29,12 +30,18 @@ class Study:
     :data:`STARTS`; from there on grouped TPE (Bergstra et al. 2011) decides.
     """
 
-    def __init__(self, journal: Path, families: Sequence[str], fixed: Mapping[str, Any], seed: int, name: str) -> None:
+    def __init__(
+        self, journal: Path, families: Sequence[str], fixed: Mapping[str, Any], seed: int, name: str
+    ) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # group=True is one
             sampler = optuna.samplers.TPESampler(
-                seed=seed, multivariate=True, group=True, constant_liar=True, n_startup_trials=2 * len(families)
+                seed=seed,
+                multivariate=True,
+                group=True,
+                constant_liar=True,
+                n_startup_trials=2 * len(families),
             )
         self._study = optuna.create_study(
             study_name=name,
@@ -76,7 +83,11 @@ class Study:
         trial.suggest_categorical("family", self._families)
         trial.set_user_attr("start", f"{kind} {family}")
         self._trials[trial.number] = trial
-        known = Configuration.reference(family) if kind == "reference" else Configuration.from_dict({"family": family, **STARTS[family]})
+        known = (
+            Configuration.reference(family)
+            if kind == "reference"
+            else Configuration.from_dict({"family": family, **STARTS[family]})
+        )
         return trial.number, kind, known.with_fixed(self._fixed)
 
     def report(self, number: int, rung: int, accuracy: float) -> None:

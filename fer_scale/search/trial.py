@@ -30,7 +30,7 @@ class Rungs:
 
     def compute(self, rung: int) -> float:
         """Compute from the start of a trial to the end of a rung (0 the lowest), seconds."""
-        return self.first * REDUCTION**rung
+        return float(self.first * REDUCTION**rung)
 
     @classmethod
     def within(cls, compute: float) -> "Rungs":
@@ -54,7 +54,13 @@ class Trial:
     """
 
     def __init__(
-        self, configuration: Configuration, num_classes: int, train: Faces, val: Faces, rungs: Rungs, seed: int
+        self,
+        configuration: Configuration,
+        num_classes: int,
+        train: Faces,
+        val: Faces,
+        rungs: Rungs,
+        seed: int,
     ) -> None:
         torch.manual_seed(seed)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -92,19 +98,24 @@ class Trial:
         """What the next rung is going to take."""
         return (self.steps(self.rung) - self.learner.step) * self._step_cost
 
-    def climb(self, deadline: float) -> dict[str, Any] | None:
-        """Train to the end of the next rung and score it on val; None where the deadline (unix time) came first."""
+    def climb(self, deadline: float) -> bool:
+        """Train to the end of the next rung; False where the deadline (unix time) came first."""
         began, start, end = self._clock(), self.learner.step, self.steps(self.rung)
 
         def progress(step: int) -> float:
             return 1.0 if time.time() > deadline else (step - start) / (end - start)
 
         fit(self.learner, self._batches, end, progress)
-        if self.learner.step < end:
-            return None
+        self.compute_seconds += self._clock() - began
+        reached = self.learner.step == end
+        self.rung += reached
+        return reached
+
+    def score(self) -> dict[str, Any]:
+        """Accuracy on val, with its interval, and the facts."""
+        began = self._clock()
         predicted = self.learner.logits(self._val.images).argmax(axis=1)
         self.compute_seconds += self._clock() - began
-        self.rung += 1
         correct = int((predicted == self._val.labels).sum())
         low, high = metrics.wilson_interval(correct, len(self._val))
         return {

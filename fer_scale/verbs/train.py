@@ -2,23 +2,22 @@
 
 import contextlib
 import json
-import math
 import os
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
-import ray
 import ray.train
 import torch
 from ray.train.torch import TorchTrainer
 from safetensors.torch import load
 
-from fer_scale import bundle, card, storage
+from fer_scale import bundle, storage
+from fer_scale.card import card
 from fer_scale.cluster import Cluster, connected
 from fer_scale.console import progress, say, set_quiet
 from fer_scale.durations import parse_seconds
@@ -98,7 +97,7 @@ def train(
             configuration=configuration.to_dict(),
             epochs=(epochs or DEFAULT_EPOCHS) if seconds is None else None,
             seconds=seconds and max(seconds - (time.monotonic() - began) - FINISHING_SECONDS, seconds / 2),
-            init_from=init_from and storage.normal(init_from),
+            init_from=storage.normal(init_from) if init_from else None,
             seed=seed,
             threads=_threads(cluster, workers),
         )
@@ -130,11 +129,11 @@ def _fit(plan: epochs.Plan, workers: int, cluster: Cluster) -> None:
             scaling_config=ray.train.ScalingConfig(
                 num_workers=workers, use_gpu=gpu, resources_per_worker={"CPU": plan.threads, "GPU": int(gpu)}
             ),
-            run_config=ray.train.RunConfig(
+            run_config=ray.train.RunConfig(  # the types describe the deprecated one
                 storage_path=scratch,
                 name="fit",
                 failure_config=ray.train.FailureConfig(max_failures=3),
-                logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+                logging_config=ray.train.LoggingConfig(log_level="ERROR"),  # type: ignore[call-arg]
             ),
         )
         try:
@@ -159,8 +158,11 @@ def _shown(plan: epochs.Plan) -> Iterator[None]:
             while not done.wait(pause):
                 curve = (checkpoints.state() or {"curve": []})["curve"]
                 for row in curve[shown:]:
-                    share = row["epoch"] / plan.epochs if plan.epochs else row["seconds"] / (plan.seconds or 1.0)
-                    note = f"epoch {row['epoch']:.1f}, val {row['val_accuracy']:.4f}, {row['images_per_second']:.0f} images/s"
+                    share = (
+                        row["epoch"] / plan.epochs if plan.epochs else row["seconds"] / (plan.seconds or 1.0)
+                    )
+                    rate = f"{row['images_per_second']:.0f} images/s"
+                    note = f"epoch {row['epoch']:.1f}, val {row['val_accuracy']:.4f}, {rate}"
                     meter.advance(min(round(100 * share), 100) - meter.done, note)
                     say(f"epoch {row['epoch']:.1f}: loss {row['train_loss']:.4f}, {note.partition(', ')[2]}")
                 shown = len(curve)
@@ -205,7 +207,7 @@ def _publish(plan: epochs.Plan, configuration: Configuration, faces: Store, out:
         "seed": plan.seed,
         **provenance(),
     }
-    text = card.card(
+    text = card(
         configuration=configuration.to_dict(),
         classes=faces.classes,
         counts=faces.counts,
@@ -247,7 +249,9 @@ def _summary(made: bundle.Bundle, out: str, seconds: float) -> dict[str, Any]:
 def _configuration(
     from_search: str | os.PathLike[str] | None, family: str | None, config: str | os.PathLike[str] | None
 ) -> Configuration:
-    given = [name for name, value in (("--from", from_search), ("--family", family), ("--config", config)) if value]
+    given = [
+        name for name, value in (("--from", from_search), ("--family", family), ("--config", config)) if value
+    ]
     if len(given) != 1:
         received = " and ".join(given) or "none of --from, --family and --config"
         raise InputError(received, "exactly one of --from, --family and --config", "say what to fit")
@@ -257,10 +261,16 @@ def _configuration(
         return Configuration.from_dict(storage.read_json(storage.normal(config)))
     path = storage.join(storage.normal(from_search or ""), "leaderboard.json")
     if not storage.exists(path):
-        raise InputError(f"--from {from_search}", "a search (a folder with leaderboard.json)", "make one with: fer-scale tune")
+        raise InputError(
+            f"--from {from_search}",
+            "a search (a folder with leaderboard.json)",
+            "make one with: fer-scale tune",
+        )
     board = storage.read_json(path)["trials"]
     if not board:
-        raise InputError(f"{path} without a scored trial", "at least one", "search again with a larger --time-budget")
+        raise InputError(
+            f"{path} without a scored trial", "at least one", "search again with a larger --time-budget"
+        )
     return Configuration.from_dict(board[0]["configuration"])
 
 
@@ -274,8 +284,7 @@ def _budget(epochs_: int | None, time_budget: str | float | None) -> float | Non
 
 def _threads(cluster: Cluster, workers: int) -> int:
     """Cores of each worker: its share of the cluster, and no more than one machine has."""
-    largest = max(node["Resources"].get("CPU", 1.0) for node in ray.nodes() if node["Alive"])
-    return max(math.floor(min(cluster.cpus / workers, largest)), 1)
+    return max(int(min(cluster.cpus / workers, cluster.largest)), 1)
 
 
 def _check_resumed(plan: epochs.Plan) -> None:
@@ -285,6 +294,8 @@ def _check_resumed(plan: epochs.Plan) -> None:
     if storage.exists(path) and (theirs := storage.read_json(path)) != mine:
         changed = [key for key in mine if theirs.get(key) != mine[key]]
         raise InputError(
-            f"--resume with another {', '.join(changed)}", "what the fit began with", "repeat its command, or --overwrite"
+            f"--resume with another {', '.join(changed)}",
+            "what the fit began with",
+            "repeat its command, or --overwrite",
         )
     storage.write_bytes(path, json.dumps(mine).encode())

@@ -22,9 +22,9 @@ from fer_scale.faces.images import Preprocessing
 from fer_scale.faces.store import Faces, Store
 from fer_scale.families import FAMILIES
 from fer_scale.learning.configuration import Configuration
+from fer_scale.search.record import Search
 from fer_scale.search.space import check_fixed
 from fer_scale.search.trial import REDUCTION, Rungs, Trial
-from fer_scale.search.record import Search
 
 UNLIMITED = 10**9
 
@@ -45,10 +45,12 @@ class Pictures:
         return self._refs[key]
 
 
-class Climber(ray.tune.Trainable):  # type: ignore[misc]
+class Climber(ray.tune.Trainable):
     """A Ray Tune trial: each step is a rung. The actor is kept from one trial to the next, with its imports."""
 
-    def setup(self, config: dict[str, Any], pictures: Any = None, num_classes: int = 0, threads: int = 1) -> None:
+    def setup(
+        self, config: dict[str, Any], pictures: Any = None, num_classes: int = 0, threads: int = 1
+    ) -> None:
         """Called once an actor."""
         import torch
 
@@ -82,11 +84,17 @@ class Climber(ray.tune.Trainable):  # type: ignore[misc]
         # the first rung is tried in any case: references must start, and a step is worth more than none
         if self._climb.rung and time.time() + self._climb.seconds_left() > deadline:
             return {"status": "time budget", "reason": "the next rung would not end in time", "done": True}
-        scored = self._climb.climb(deadline)
-        if scored is None:
-            return {"status": "time budget", "reason": "stopped within a rung", "done": True, **self._climb.facts()}
-        done = self._climb.rung == rungs.count
-        return {**scored, "units": REDUCTION ** (self._climb.rung - 1), "status": "running", "done": done}
+        if not self._climb.climb(deadline):
+            # without a rung behind it a trial still gets the score that it has come to
+            score = self._climb.score() if not self._climb.rung else self._climb.facts()
+            return {"status": "time budget", "reason": "stopped within a rung", "done": True, **score}
+        units = REDUCTION ** (self._climb.rung - 1)
+        return {
+            **self._climb.score(),
+            "units": units,
+            "status": "running",
+            "done": self._climb.rung == rungs.count,
+        }
 
     def _faces(self, split: str, preprocessing: Preprocessing) -> Faces:
         (ref,) = ray.get(self._pictures.faces.remote(split, preprocessing))
@@ -94,24 +102,24 @@ class Climber(ray.tune.Trainable):  # type: ignore[misc]
         return faces
 
 
-class Proposer(Searcher):  # type: ignore[misc]
+class Proposer(Searcher):
     """Between Ray Tune and the search: what to try next, and what came of it."""
 
     def __init__(self, search: Search, max_trials: int, seed: int) -> None:
         super().__init__(metric="accuracy", mode="max")
         self._search = search
         self._rungs = search.rungs
-        self._deadline = time.time() + search.budget
+        self._deadline = search.deadline
         self._max_trials = max_trials
         self._seed = seed
         self._numbers: dict[str, int] = {}
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """The next trial; none when the budget is spent or would not carry another lowest rung."""
         asked = self._search.begun
         enough = time.time() + self._rungs.first * 0.8 < self._deadline
         if asked >= self._max_trials or not (enough or asked < self._search.must_start):
-            return Searcher.FINISHED
+            return Searcher.FINISHED  # type: ignore[return-value]  # so it is documented
         number, configuration = self._search.ask()
         self._numbers[trial_id] = number
         return {
@@ -126,7 +134,9 @@ class Proposer(Searcher):  # type: ignore[misc]
         if "rung" in result:
             self._search.score(self._numbers[trial_id], result)
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
         """A trial ended: at the top, pruned, out of time, or by an error."""
         number = self._numbers.pop(trial_id)
         if error or result is None:
@@ -185,6 +195,7 @@ def tune(
     budget = parse_seconds(time_budget, "time-budget") if time_budget is not None else 40 * 60.0
     if max_trials is not None and max_trials < 1:
         raise InputError(f"max-trials {max_trials}", "1 or more", "give a larger number")
+    deadline = time.time() + budget
     faces = Store.open(store)
     for split in ("train", "val"):
         faces.read(split, ["id"])
@@ -193,11 +204,13 @@ def tune(
         slots = _slots(cluster, cpus_per_trial, gpus_per_trial)
         if overwrite:
             storage.delete(out)
-        with Search(out, faces, chosen, fixed, budget=budget, slots=slots, seed=seed) as search:
+        with Search(
+            out, faces, chosen, fixed, budget=budget, slots=slots, deadline=deadline, seed=seed
+        ) as search:
             proposer = Proposer(search, max_trials or UNLIMITED, seed)
             trial = ray.tune.with_parameters(
                 Climber,
-                pictures=Pictures.remote(store),
+                pictures=Pictures.remote(store),  # type: ignore[attr-defined]
                 num_classes=len(faces.classes),
                 threads=max(int(cpus_per_trial), 1),
             )
@@ -237,6 +250,7 @@ def _settings() -> Iterator[None]:
         "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
         "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # its snapshots are never read
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
+        "RAY_AIR_NEW_OUTPUT": "0",  # the new reporter prints boxes even at verbose=0
     }
     before = {key: os.environ.get(key) for key in wanted}
     os.environ.update(wanted)
@@ -256,7 +270,7 @@ def _pruner(search: Search) -> ASHAScheduler:
     # a little above the top: the count of rungs is worked out from a quotient of logarithms
     pruner = ASHAScheduler(time_attr="units", grace_period=1, max_t=top * 1.01, reduction_factor=REDUCTION)
     for number, rung, accuracy in search.reached():
-        known = types.SimpleNamespace(trial_id=f"earlier-{number}")
+        known: Any = types.SimpleNamespace(trial_id=f"earlier-{number}")
         pruner._brackets[0].on_result(known, REDUCTION ** (rung - 1), accuracy)
     return pruner
 
