@@ -11,6 +11,7 @@ for _name in [name for name in os.environ if name.startswith("AWS_")]:
 os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 os.environ["AWS_CONFIG_FILE"] = os.environ["AWS_SHARED_CREDENTIALS_FILE"] = os.devnull
 
+import logging
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,7 @@ def s3_endpoint() -> Iterator[str]:
     """The address of an S3 server (moto's, over HTTP) that lives as long as the test run."""
     from moto.server import ThreadedMotoServer
 
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # else a line a request
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -45,9 +47,7 @@ def s3(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
         monkeypatch.setenv(name, value)
     bucket = f"faces-{secrets.token_hex(4)}"
     client = boto3.client("s3", region_name=S3_SETTINGS["AWS_REGION"], endpoint_url=s3_endpoint)
-    client.create_bucket(
-        Bucket=bucket, CreateBucketConfiguration={"LocationConstraint": S3_SETTINGS["AWS_REGION"]}
-    )
+    client.create_bucket(Bucket=bucket, CreateBucketConfiguration={"LocationConstraint": S3_SETTINGS["AWS_REGION"]})
     return f"s3://{bucket}"
 
 

@@ -46,14 +46,15 @@ def test_help_answers_at_once() -> None:
         seconds.append(time.monotonic() - began)
     assert done.returncode == 0
     assert all(verb in done.stdout for verb in VERBS)
-    # Half a second is the promise; the tests' machine may be busy with other things.
-    assert min(seconds) < 1.0
+    # Half a second is the promise. A busy machine keeps it as little as anything else, so compare with what
+    # Python itself takes to start there.
+    bare = time.monotonic()
+    subprocess.run([sys.executable, "-c", "import typer, rich.console"], check=True, timeout=60)
+    assert min(seconds) < max(0.5, 4 * (time.monotonic() - bare))
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_each_command_shows_an_example_and_the_common_options(
-    verb: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_each_command_shows_an_example_and_the_common_options(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run([verb, "--help"]) == 0
     shown = capsys.readouterr().out
     for text in ("Example: fer-scale", "--seed", "--quiet", "--json", "--debug"):
@@ -109,18 +110,14 @@ def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_a_fault_of_ours_is_one_line_and_1(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_fault_of_ours_is_one_line_and_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def broken(**_: object) -> None:
         raise RuntimeError("the wheel\ncame off")
 
     monkeypatch.setattr(fer_scale, "serve", broken, raising=False)
     assert cli.run(["serve", "bundle"]) == 1
     said = capsys.readouterr()
-    assert (
-        said.err == "fer-scale: RuntimeError: the wheel came off (run again with --debug for the traceback)\n"
-    )
+    assert said.err == "fer-scale: RuntimeError: the wheel came off (run again with --debug for the traceback)\n"
     assert said.out == ""
     assert cli.run(["serve", "bundle", "--debug"]) == 1
     assert "Traceback" in capsys.readouterr().err

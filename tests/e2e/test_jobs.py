@@ -1,0 +1,158 @@
+"""The line through ``ray job submit`` over s3://: a started cluster and a real S3 server.
+
+The jobs run as they would anywhere: the package is not installed for them, it travels with the working directory.
+"""
+
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fer_scale import storage
+from fer_scale.faces.sample import draw
+
+ROOT = Path(__file__).parents[2]
+STARTS = 90.0
+"""Seconds that the cluster and its dashboard may take to answer."""
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for opened in sockets:
+        opened.bind(("127.0.0.1", 0))
+    ports = [opened.getsockname()[1] for opened in sockets]
+    for opened in sockets:
+        opened.close()
+    return ports
+
+
+class Cluster:
+    """A Ray cluster of one node, with its own ports, folder and token, and the S3 settings in its environment."""
+
+    def __init__(self, s3_settings: dict[str, str]) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="fs-"))  # short: sockets live below it
+        (self.folder / "token").write_text(secrets.token_hex(32))
+        gcs, client, self.dashboard, agent, grpc, metrics = free_ports(6)
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+            **s3_settings,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(self.folder / "token"),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        }
+        ports = {
+            "--port": gcs,
+            "--ray-client-server-port": client,
+            "--dashboard-port": self.dashboard,
+            "--dashboard-agent-listen-port": agent,
+            "--dashboard-agent-grpc-port": grpc,
+            "--metrics-export-port": metrics,
+        }
+        start = ["ray", "start", "--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1"]
+        start += [f"--temp-dir={self.folder}", "--object-store-memory=200000000"]
+        start += [f"{name}={port}" for name, port in ports.items()]
+        with (self.folder / "log").open("w") as log:
+            self.process = subprocess.Popen(start, env=self.environment, stdout=log, stderr=subprocess.STDOUT)
+
+    def wait(self) -> None:
+        until = time.monotonic() + STARTS
+        while self._ray("job", "list", timeout=30).returncode:
+            if time.monotonic() > until or self.process.poll() is not None:
+                raise TimeoutError(f"Ray did not start:\n{(self.folder / 'log').read_text()}")
+            time.sleep(1)
+
+    def _ray(self, *arguments: str, timeout: float) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["ray", *arguments, "--address", f"http://127.0.0.1:{self.dashboard}"],
+            env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=timeout,
+        )  # fmt: skip
+
+    def submit(self, *arguments: str, code: int = 0) -> str:
+        """Run one job to its end; what it said."""
+        submit = ["job", "submit", "--working-dir", ".", "--address", f"http://127.0.0.1:{self.dashboard}"]
+        done = subprocess.run(
+            ["ray", *submit, "--", "python", *arguments],
+            env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=280,
+        )  # fmt: skip
+        said = done.stdout + done.stderr
+        assert (done.returncode == 0) == (code == 0), said
+        return said
+
+    def stop(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait(30)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def bucket(s3_endpoint: str) -> Iterator[str]:
+    """A bucket with drawn faces, and the settings that lead there."""
+    import boto3
+    from conftest import S3_SETTINGS
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**S3_SETTINGS, "AWS_ENDPOINT_URL": s3_endpoint}.items():
+            patch.setenv(name, value)
+        boto3.client("s3", region_name="us-east-1", endpoint_url=s3_endpoint).create_bucket(Bucket="jobs")
+        draw("s3://jobs/faces", count=160, seed=0)
+        yield "s3://jobs"
+
+
+@pytest.fixture(scope="module")
+def cluster(bucket: str) -> Iterator[Cluster]:
+    settings = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    running = Cluster(settings)
+    try:
+        running.wait()
+        yield running
+    finally:
+        running.stop()
+
+
+def result(said: str) -> dict[str, object]:
+    """The JSON object that a job's `--json` printed."""
+    lines = [line for line in said.splitlines() if line.startswith("{") and line.endswith("}")]
+    found: dict[str, object] = json.loads(lines[-1])
+    return found
+
+
+@pytest.mark.timeout(600)
+def test_the_line_through_jobs(cluster: Cluster, bucket: str) -> None:
+    store, search, bundle, labels = (f"{bucket}/{name}" for name in ("store", "search", "bundle", "labels"))
+
+    said = cluster.submit("jobs/ingest.py", f"{bucket}/faces", store, "--json")
+    assert result(said)["kept"] == 160
+
+    budget = ("--max-trials", "2", "--time-budget", "40s")
+    cluster.submit("jobs/tune.py", store, "--out", search, "--families", "cnn1", *budget)
+    assert storage.read_json(f"{search}/leaderboard.json")
+    assert storage.exists(f"{search}/trials.parquet")
+
+    cluster.submit("jobs/train.py", store, "--from", search, "--out", bundle, "--epochs", "1")
+    assert storage.read_json(f"{bundle}/config.json")["family"] == "cnn1"
+
+    said = cluster.submit("jobs/label.py", bundle, f"{bucket}/faces", labels, "--include", "*.png", "--json")
+    summary = result(said)
+    assert summary["inputs"] == summary["labelled"] == 160
+    assert storage.read_json(f"{labels}/summary.json")["model_id"] == summary["model_id"]
+
+
+def test_a_job_with_wrong_input_fails_with_one_clear_line(cluster: Cluster, bucket: str) -> None:
+    said = cluster.submit("jobs/ingest.py", f"{bucket}/nothing-here", f"{bucket}/never", code=2)
+    assert f"there is no {bucket}/nothing-here" in said
+    assert "Traceback" not in said
+    assert storage.is_empty(f"{bucket}/never")
