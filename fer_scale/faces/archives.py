@@ -131,9 +131,7 @@ def open_archive(path: str, columns: Columns, classes: Collection[str]) -> Archi
             listing.add(name, size)
     layout = Layout(listing.folders, columns, classes)
     tables = [name for name, _ in listing if name.lower().endswith(".csv")]
-    if tables and not any(
-        layout.of(name)[1] and not name.lower().endswith((".csv", ".txt")) for name, _ in listing
-    ):
+    if tables and not any(layout.of(name)[1] and not name.lower().endswith((".csv", ".txt")) for name, _ in listing):
         return CsvSource(tables, partial(_member_text, archive), storage.name(path), columns)
     if ".parquet" in listing.endings:
         raise InputError(f"{path} holds Parquet", "Parquet files outside of archives", "unpack it first")

@@ -69,9 +69,7 @@ class Canvas:
     def oval(self, centre: Point, radii: Point, fill: Colour) -> None:
         """A filled ellipse."""
         (x, y), (rx, ry) = centre, radii
-        self._draw.ellipse(
-            [p for point in self._points([(x - rx, y - ry), (x + rx, y + ry)]) for p in point], fill
-        )
+        self._draw.ellipse([p for point in self._points([(x - rx, y - ry), (x + rx, y + ry)]) for p in point], fill)
 
     def shape(self, points: list[Point], fill: Colour) -> None:
         """A filled polygon."""
@@ -97,8 +95,7 @@ def curve(start: Point, end: Point, bend: float, steps: int = 24) -> list[Point]
     """A parabola from start to end, its middle lower (y grows downwards) by ``bend``."""
     ts = [i / steps for i in range(steps + 1)]
     return [
-        (start[0] + (end[0] - start[0]) * t, start[1] + (end[1] - start[1]) * t + 4 * bend * t * (1 - t))
-        for t in ts
+        (start[0] + (end[0] - start[0]) * t, start[1] + (end[1] - start[1]) * t + 4 * bend * t * (1 - t)) for t in ts
     ]
 
 
@@ -192,9 +189,7 @@ def _paint_eye(canvas: Canvas, person: Person, doing: Expression, at: Point, sig
     dark = shade(person.hair if sum(person.hair) < 300 else (80, 60, 50), 0.6)
     canvas.line(curve((x - 13, y - height * 0.15), (x + 13, y - height * 0.15), -height * 0.92), dark, 2.4)
     if doing.cheeks > 0.35:
-        canvas.line(
-            curve((x - 10, y + height + 3), (x + 10, y + height + 3), 2), shade(person.skin, 0.78), 1.6
-        )
+        canvas.line(curve((x - 10, y + height + 3), (x + 10, y + height + 3), 2), shade(person.skin, 0.78), 1.6)
     lift = y - 20 - 2.2 * max(doing.eyes - 1, 0) * 8 - 9 * doing.brow_height
     inner = (x - sign * 13, lift - 7.5 * doing.brow_slant + 1)
     outer = (x + sign * 15, lift + 4.5 * doing.brow_slant + 2)
@@ -248,9 +243,7 @@ def _paint_glasses(canvas: Canvas, person: Person, at: Point) -> None:
             for a in range(33)
         ]
         canvas.line(ring, (40, 38, 42), 2.4)
-        canvas.line(
-            [(x + sign * (person.gap + 18), y - 3), (x + sign * person.width, y - 6)], (40, 38, 42), 2.4
-        )
+        canvas.line([(x + sign * (person.gap + 18), y - 3), (x + sign * person.width, y - 6)], (40, 38, 42), 2.4)
     canvas.line(curve((x - person.gap + 18, y - 3), (x + person.gap - 18, y - 3), -3), (40, 38, 42), 2.4)
 
 

@@ -191,9 +191,7 @@ def _carve(rows: Rows, kept: Mask, safest: Codes, seed: int) -> Codes:
         draw = rows.hashes[mine]
         order = np.lexsort((draw[:, 1], _mixed(draw[:, 0], seed)))
         pool = mine[order][side[mine[order]] == TRAIN]
-        tests, vals = shares(
-            len(pool), test=TEST not in given, val=VAL not in given, calib=CALIB not in given
-        )
+        tests, vals = shares(len(pool), test=TEST not in given, val=VAL not in given, calib=CALIB not in given)
         side[pool[:tests]] = TEST
         side[pool[tests : tests + vals]] = VAL
         if CALIB not in given:

@@ -30,9 +30,7 @@ class Labels:
         if not all(names) or len(set(names)) != len(names) or (others == OTHER and OTHER in names):
             raise InputError(f"classes {','.join(names)}", "names that differ", "name each class once")
         if len(names) + (others == OTHER) < 2:
-            raise InputError(
-                f"one class only ({','.join(names)})", "two classes or more", "name them with --classes"
-            )
+            raise InputError(f"one class only ({','.join(names)})", "two classes or more", "name them with --classes")
         return cls(names, dict(rename), others == OTHER)
 
     @property

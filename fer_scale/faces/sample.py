@@ -26,18 +26,10 @@ One folder a class, {count} pictures in all, seed {seed}. Made to try fer-scale 
 
 
 MEANS = {
-    "happy": Expression(
-        curve=0.75, opening=0.30, width=1.2, brow_height=0.1, brow_slant=0.1, eyes=0.8, cheeks=0.7
-    ),
-    "sad": Expression(
-        curve=-0.6, opening=0.04, width=0.9, brow_height=0.05, brow_slant=0.75, eyes=0.78, cheeks=0.1
-    ),
-    "surprised": Expression(
-        curve=0.0, opening=0.8, width=0.72, brow_height=0.9, brow_slant=0.1, eyes=1.4, cheeks=0.1
-    ),
-    "neutral": Expression(
-        curve=0.03, opening=0.04, width=1.0, brow_height=0.0, brow_slant=0.0, eyes=1.0, cheeks=0.15
-    ),
+    "happy": Expression(curve=0.75, opening=0.30, width=1.2, brow_height=0.1, brow_slant=0.1, eyes=0.8, cheeks=0.7),
+    "sad": Expression(curve=-0.6, opening=0.04, width=0.9, brow_height=0.05, brow_slant=0.75, eyes=0.78, cheeks=0.1),
+    "surprised": Expression(curve=0.0, opening=0.8, width=0.72, brow_height=0.9, brow_slant=0.1, eyes=1.4, cheeks=0.1),
+    "neutral": Expression(curve=0.03, opening=0.04, width=1.0, brow_height=0.0, brow_slant=0.0, eyes=1.0, cheeks=0.15),
 }
 
 
@@ -92,9 +84,7 @@ def _posed(image: Image.Image, random: np.random.Generator, ground: Colour) -> I
     mid = side / 2
     x, y = mid + random.normal(0, 0.03) * side, mid * 1.06 + random.normal(0, 0.03) * side
     matrix = (a, b, x - a * mid - b * mid, d, e, y - d * mid - e * mid)
-    return image.transform(
-        image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor=ground
-    )
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor=ground)
 
 
 def draw(out: storage.PathLike, count: int = 600, seed: int = 0, size: int = 48) -> None:
@@ -104,9 +94,7 @@ def draw(out: storage.PathLike, count: int = 600, seed: int = 0, size: int = 48)
         InputError: ``out`` is not empty, or fewer than one face a class is asked for.
     """
     if count < len(CLASSES) or not 16 <= size <= 512:
-        raise InputError(
-            f"count={count}, size={size}", "4 faces or more of 16 to 512 pixels", "ask for those"
-        )
+        raise InputError(f"count={count}, size={size}", "4 faces or more of 16 to 512 pixels", "ask for those")
     with storage.publishing(out, last="README.txt") as staging:
         for number in range(count):
             label = CLASSES[number % len(CLASSES)]

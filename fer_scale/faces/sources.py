@@ -61,9 +61,7 @@ def open_source(source: storage.PathLike, columns: Columns, classes: Collection[
         if opened.total == 0:
             raise InputError(f"{path} holds no pictures", ACCEPTED, "choose another source")
         return opened
-    raise InputError(
-        f"{path} is a {posixpath.splitext(name)[1] or 'nameless'} file", ACCEPTED, "choose another source"
-    )
+    raise InputError(f"{path} is a {posixpath.splitext(name)[1] or 'nameless'} file", ACCEPTED, "choose another source")
 
 
 def _open_folder(path: str, columns: Columns, classes: Collection[str]) -> Source:

@@ -142,9 +142,7 @@ class Spool:
     def reject(self, ident: str, reason: str, detail: str, label: str, source: str | None) -> None:
         """Note one row that cannot be used."""
         self.reasons[reason] += 1
-        self._rejects.write_rows(
-            [dict(zip(REJECTS_SCHEMA.names, (ident, reason, detail, label, source), strict=True))]
-        )
+        self._rejects.write_rows([dict(zip(REJECTS_SCHEMA.names, (ident, reason, detail, label, source), strict=True))])
 
     def end_rejects(self, rows: Rows, decision: Decision) -> None:
         """Reject the rows whose id another picture already has, and close the table of rejects."""

@@ -62,9 +62,7 @@ class ParquetSource:
                     "name the picture column with --image-column",
                 )
             if self.columns.split is None and "split" in there:
-                self.remarks.append(
-                    f"{name} has a column 'split' that is not used; --split-column split uses it"
-                )
+                self.remarks.append(f"{name} has a column 'split' that is not used; --split-column split uses it")
             self.total = (self.total or 0) + file.metadata.num_rows
         return True
 
@@ -73,9 +71,7 @@ class ParquetSource:
         try:
             return pq.ParquetFile(storage.open_input(path), pre_buffer=False, buffer_size=BUFFER_BYTES)
         except pa.ArrowInvalid as error:
-            raise InputError(
-                f"{path} ({str(error)[:120]})", "a Parquet file", "check or remove the file"
-            ) from None
+            raise InputError(f"{path} ({str(error)[:120]})", "a Parquet file", "check or remove the file") from None
 
     def labels(self) -> Counter[str]:
         """Rows by raw label, from the label column alone; split names are checked on the way.
@@ -89,10 +85,7 @@ class ParquetSource:
                 wanted = [c for c in (self.columns.label, self.columns.split) if c is not None]
                 for batch in file.iter_batches(batch_size=65536, columns=wanted):
                     counts.update(
-                        {
-                            _text(v["values"]): v["counts"]
-                            for v in batch[self.columns.label].value_counts().to_pylist()
-                        }
+                        {_text(v["values"]): v["counts"] for v in batch[self.columns.label].value_counts().to_pylist()}
                     )
                     if self.columns.split is not None:
                         for value in batch[self.columns.split].unique().to_pylist():
@@ -115,9 +108,7 @@ class ParquetSource:
                             id=given or f"{name}#{row}",
                             payload=payload,
                             label=_text(cells[columns.label]),
-                            split=""
-                            if columns.split is None
-                            else columns.split_of_cell(cells[columns.split], name),
+                            split="" if columns.split is None else columns.split_of_cell(cells[columns.split], name),
                             source=name,
                             size=len(payload) if isinstance(payload, bytes) else 0,
                         )
@@ -234,9 +225,7 @@ class CsvSource:
                 id=(cells[ident].strip() if ident is not None else "") or f"{name}#{number}",
                 payload=text_payload(cells[image], self._folder),
                 label=given,
-                split=""
-                if split is None
-                else columns.split_of_cell(cells[split], f"column {header[split]!r}"),
+                split="" if split is None else columns.split_of_cell(cells[split], f"column {header[split]!r}"),
                 source=name,
                 size=len(cells[image]),
             )

@@ -27,9 +27,7 @@ SPOOL_SCHEMA = pa.schema(
     ]
 )
 REJECTS_SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "reason", "detail", "label", "source")])
-SET_ASIDE_SCHEMA = pa.schema(
-    [(name, pa.string()) for name in ("id", "reason", "detail", "label", "split", "sha256")]
-)
+SET_ASIDE_SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "reason", "detail", "label", "split", "sha256")])
 
 
 class PartWriter:

@@ -127,9 +127,7 @@ def ingest(
 
 def _check_apart(source: str, store: str) -> None:
     if store.startswith(f"{source.rstrip('/')}/") or store == source:
-        raise InputError(
-            f"STORE {store} lies inside SOURCE {source}", "a folder outside of it", "choose another STORE"
-        )
+        raise InputError(f"STORE {store} lies inside SOURCE {source}", "a folder outside of it", "choose another STORE")
 
 
 def _kept_by_class(rows: Rows, decision: Decision, labels: Labels) -> dict[str, int]:

@@ -79,9 +79,7 @@ def test_every_kind_of_row_is_counted_once_and_can_be_found_again(tmp_path):
     (root / "happy/again.png").write_bytes(picture(0))
     (root / "sad/liar.png").write_bytes(picture(1))  # is also happy/001.png
     (root / "angry").mkdir()
-    (root / "angry/a.png").write_bytes(
-        picture(2)
-    )  # its class is not asked for: no conflict with happy/002.png
+    (root / "angry/a.png").write_bytes(picture(2))  # its class is not asked for: no conflict with happy/002.png
     (root / "angry/broken.png").write_bytes(b"no picture")
     (root / "sad/broken.png").write_bytes(b"no picture")
     (root / "sad/empty.png").write_bytes(b"")
@@ -90,9 +88,7 @@ def test_every_kind_of_row_is_counted_once_and_can_be_found_again(tmp_path):
     (root / "README.txt").write_text("not an input")
     (root / "sad/.DS_Store").write_text("not an input")
     result = ingest(root, tmp_path / "store", quiet=True)
-    counts = {
-        name: result[name] for name in ("read", "kept", "duplicates", "conflicts", "dropped", "rejected")
-    }
+    counts = {name: result[name] for name in ("read", "kept", "duplicates", "conflicts", "dropped", "rejected")}
     assert counts == {"read": 40, "kept": 31, "duplicates": 1, "conflicts": 2, "dropped": 2, "rejected": 4}
     assert adds_up(result)
     rejects = {row["id"]: row["reason"] for row in rows_of(tmp_path / "store", "rejects")}
@@ -151,9 +147,7 @@ def test_the_same_picture_never_stands_on_two_sides(tmp_path, keep_duplicates):
         for copy in range(1 + number % 3):
             usage = ["Training", "PublicTest"][(number + copy) % 4 == 0]
             label = TWO[number % 2]
-            rows.append(
-                {"name": f"{number}-{copy}", "usage": usage, "label": label, "image": picture(number)}
-            )
+            rows.append({"name": f"{number}-{copy}", "usage": usage, "label": label, "image": picture(number)})
     result = ingest(
         parquet(tmp_path / "faces.parquet", rows),
         tmp_path / "store",
@@ -294,8 +288,7 @@ def test_others_become_one_more_class(tmp_path):
 
 def test_the_order_of_rows_changes_nothing_and_the_seed_does(tmp_path):
     rows = [
-        {"name": f"{n}", "label": TWO[n % 2], "image": picture(n - n % 5 if n % 11 == 0 else n)}
-        for n in range(100)
+        {"name": f"{n}", "label": TWO[n % 2], "image": picture(n - n % 5 if n % 11 == 0 else n)} for n in range(100)
     ]
     stores = []
     for at, (order, seed) in enumerate([(rows, 0), (rows[::-1], 0), (rows, 1)]):
@@ -313,14 +306,10 @@ def test_a_folder_of_parquet_leaves_out_files_without_the_columns(tmp_path, caps
     parquet(tmp_path / "faces/votes.parquet", [{"votes": 1}])
     result = ingest(tmp_path / "faces", tmp_path / "store", classes=TWO)
     assert result["read"] == 12
-    assert (
-        "votes.parquet has no column image, label (it has votes) and is left out" in capsys.readouterr().err
-    )
+    assert "votes.parquet has no column image, label (it has votes) and is left out" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("count", "expected"), [(1, "1000"), (2, "1100"), (3, "1101"), (4, "1111"), (5, "2111")]
-)
+@pytest.mark.parametrize(("count", "expected"), [(1, "1000"), (2, "1100"), (3, "1101"), (4, "1111"), (5, "2111")])
 def test_few_pictures_serve_train_then_val_then_test_then_calib(tmp_path, count, expected):
     result = ingest(class_folders(tmp_path / "faces", count), tmp_path / "store", quiet=True)
     assert "".join(str(result["splits"][split]["sad"]) for split in SPLITS) == expected
@@ -364,9 +353,7 @@ def test_wrong_sources_get_one_clear_line(tmp_path):
 def test_classes_without_pictures_name_the_labels_seen(tmp_path):
     root = class_folders(tmp_path / "faces", 3, ("happy", "sad", "surprise", "neutral", "fear"))
     line = wrong(tmp_path, root)
-    assert (
-        "class 'surprised' has no image (labels seen: surprise 3, sad 3, neutral 3, happy 3, fear 3)" in line
-    )
+    assert "class 'surprised' has no image (labels seen: surprise 3, sad 3, neutral 3, happy 3, fear 3)" in line
     assert "--rename surprise=surprised" in line
     (tmp_path / "broken/happy").mkdir(parents=True)
     (tmp_path / "broken/happy/a.png").write_bytes(picture(1))
@@ -388,9 +375,7 @@ def test_wrong_columns_and_splits_name_what_is_there(tmp_path):
     line = wrong(tmp_path, path, split_map={"PublicTest": "test"}, **given)
     assert "split 'PrivateTest'" in line
     assert "--split-map PrivateTest=test" in line
-    assert "one of train, val, calib, test" in wrong(
-        tmp_path, path, split_map={"PrivateTest": "exam"}, **given
-    )
+    assert "one of train, val, calib, test" in wrong(tmp_path, path, split_map={"PrivateTest": "exam"}, **given)
     assert "column 'usage' of faces.parquet is" in wrong(
         tmp_path,
         parquet(tmp_path / "faces.parquet", [{"usage": 1.5, "label": "sad"}]),
