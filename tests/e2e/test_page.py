@@ -48,9 +48,7 @@ def page(browser: Browser, url: str) -> Iterator[Page]:
     page = context.new_page()
     faults: list[str] = []
     page.on("pageerror", lambda error: faults.append(str(error)))
-    page.on(
-        "console", lambda message: faults.append(message.text) if "Content Security" in message.text else None
-    )
+    page.on("console", lambda message: faults.append(message.text) if "Content Security" in message.text else None)
     page.on("request", lambda request: faults.append(request.url) if not _ours(request.url, url) else None)
     page.goto(url)
     expect(page.locator("#bars li")).to_have_count(4)
@@ -73,9 +71,7 @@ def test_a_picture_gets_its_answer(page: Page, predictor: Predictor) -> None:
     label = page.locator("#label")
     expect(label).to_have_text(label_of(predictor, picture(0)))
     expect(page.locator("#live-region")).to_contain_text("percent")
-    expect(page.locator("#bars li.top .value")).to_have_text(
-        page.locator("#confidence").inner_text().split("of ")[1]
-    )
+    expect(page.locator("#bars li.top .value")).to_have_text(page.locator("#confidence").inner_text().split("of ")[1])
     expect(page.locator("#seen")).to_be_visible()
     expect(page.locator("#busy")).to_be_hidden()
     expect(page.locator("#model")).to_contain_text(predictor.model_id)
@@ -159,16 +155,12 @@ def test_a_phone_has_room_for_all_of_it(browser: Browser, url: str) -> None:
     page.goto(url)
     upload(page, picture(0), picture(1), picture(2))
     expect(page.locator("#strip i").filter(has_text="%")).to_have_count(3)
-    widths = page.evaluate(
-        "() => [document.documentElement.scrollWidth, document.documentElement.clientWidth]"
-    )
+    widths = page.evaluate("() => [document.documentElement.scrollWidth, document.documentElement.clientWidth]")
     assert widths[0] <= widths[1]
     context.close()
 
 
-def test_a_token_is_asked_for_and_kept_in_the_tab(
-    browser: Browser, predictor: Predictor, tmp_path: Path
-) -> None:
+def test_a_token_is_asked_for_and_kept_in_the_tab(browser: Browser, predictor: Predictor, tmp_path: Path) -> None:
     (tmp_path / "token").write_text(TOKEN)
     with listening(Service(predictor, Limits(), read_token(tmp_path / "token"))) as url:
         context = browser.new_context()

@@ -3,6 +3,9 @@
 import asyncio
 import json
 import os
+import re
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -96,6 +99,18 @@ def test_errors_pass_the_proxy_as_they_are(server: Server) -> None:
         assert client.post("/v1/predict", content=picture(0)).status_code == 200
 
 
+def test_the_examples_of_the_docs_work_as_printed(server: Server, tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs/serve.md").read_text().replace("http://127.0.0.1:8000", server.url)
+    (tmp_path / "face.png").write_bytes(picture(0))
+    (python,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    curl = next(line.strip() for line in text.splitlines() if line.startswith("    curl "))
+    commands = [[sys.executable, "-c", python], *([shlex.split(curl)] if shutil.which("curl") else [])]
+    for command in commands:
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "neutral" in done.stdout
+
+
 def test_page_health_and_metrics(server: Server) -> None:
     with httpx.Client(base_url=server.url) as client:
         assert client.get("/readyz").json()["status"] == "ready"
@@ -112,8 +127,7 @@ def test_only_loopback_reaches_the_endpoint(server: Server) -> None:
         (process.name(), connection.laddr)
         for process in processes
         for connection in process.net_connections("tcp")
-        if connection.status == psutil.CONN_LISTEN
-        and (process.name() == "haproxy" or connection.laddr.port == port)
+        if connection.status == psutil.CONN_LISTEN and (process.name() == "haproxy" or connection.laddr.port == port)
     ]
     assert listening
     assert {address.ip for _, address in listening} == {"127.0.0.1"}

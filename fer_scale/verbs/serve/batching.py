@@ -112,12 +112,8 @@ class Batcher:
                     self._observe(sum(len(waiting.images) for waiting in batch))
                 answers: list[Answer]
                 try:
-                    answers = await loop.run_in_executor(
-                        self._thread, self._compute, [w.images for w in batch]
-                    )
-                except (
-                    Exception
-                ) as error:  # a fault of the engine: each request's answer, not the queue's end
+                    answers = await loop.run_in_executor(self._thread, self._compute, [w.images for w in batch])
+                except Exception as error:  # a fault of the engine: each request's answer, not the queue's end
                     answers = [error] * len(batch)
                 for waiting, answer in zip(batch, answers, strict=True):
                     if waiting.answer.done():

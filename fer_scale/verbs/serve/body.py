@@ -30,18 +30,14 @@ async def read_images(request: Request, limits: Limits) -> tuple[list[str], list
     elif kind in RAW or kind.startswith("image/"):
         names, images = ["body"], [b"".join([chunk async for chunk in _bounded(request, limits)])]
     else:
-        raise Problem(
-            415, "media-type", f"a body of type {kind!r}; send an image, or multipart/form-data", ACCEPT
-        )
+        raise Problem(415, "media-type", f"a body of type {kind!r}; send an image, or multipart/form-data", ACCEPT)
     if not images or images == [b""]:
         raise Problem(400, "empty", "no image in the body; send its bytes, or parts with a file name", ACCEPT)
     return names, images
 
 
 async def _bounded(request: Request, limits: Limits) -> AsyncGenerator[bytes, None]:
-    too_large = Problem(
-        413, "body-too-large", f"a body of more than {limits.max_bytes:,} bytes; send less at a time"
-    )
+    too_large = Problem(413, "body-too-large", f"a body of more than {limits.max_bytes:,} bytes; send less at a time")
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared[:20]) > limits.max_bytes:
         raise too_large
@@ -67,9 +63,7 @@ async def _parts(request: Request, limits: Limits) -> tuple[list[str], list[byte
     except MultiPartException as error:
         if "Too many files" in error.message:
             raise _too_many(limits) from None
-        raise Problem(
-            400, "multipart", f"{error.message} Send multipart/form-data with a boundary."
-        ) from None
+        raise Problem(400, "multipart", f"{error.message} Send multipart/form-data with a boundary.") from None
     names, images = [], []
     try:
         for _, value in form.multi_items():

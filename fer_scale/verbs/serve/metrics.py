@@ -97,16 +97,11 @@ def render(values: Snapshot) -> str:
     for name, (kind, help_text) in HELP.items():
         series = (name,) if kind != "histogram" else (f"{name}_bucket", f"{name}_sum", f"{name}_count")
         rows = [
-            (one, by, value)
-            for one in series
-            for (key, by), value in sorted(values.items(), key=_order)
-            if key == one
+            (one, by, value) for one in series for (key, by), value in sorted(values.items(), key=_order) if key == one
         ]
         if rows:
             lines += [f"# HELP {name} {help_text}", f"# TYPE {name} {kind}"]
-            lines += [
-                f"{one}{{{by}}} {value:.10g}" if by else f"{one} {value:.10g}" for one, by, value in rows
-            ]
+            lines += [f"{one}{{{by}}} {value:.10g}" if by else f"{one} {value:.10g}" for one, by, value in rows]
     return "\n".join(lines) + "\n"
 
 

@@ -75,9 +75,7 @@ PREDICT: dict[int | str, dict[str, Any]] = {
     413: _problem("Content Too Large", 413, "body-too-large", "too many bytes, images or pixels"),
     415: _problem("Unsupported Media Type", 415, "media-type", "a body of another type"),
     422: {
-        **_problem(
-            "Unprocessable Content", 422, "image-unreadable", "an image cannot be read; `errors` names each"
-        ),
+        **_problem("Unprocessable Content", 422, "image-unreadable", "an image cannot be read; `errors` names each"),
         "model": ProblemDocument,
     },
     503: _problem("Service Unavailable", 503, "overloaded", "too many requests wait; see Retry-After"),

@@ -61,9 +61,7 @@ class Service:
         digest = hashlib.sha256(given.strip().encode()).hexdigest()
         if scheme.lower() != "bearer" or not hmac.compare_digest(digest, self._token_digest):
             challenge = {"WWW-Authenticate": 'Bearer realm="fer-scale"'}
-            raise Problem(
-                401, "token", "no valid token; send the header Authorization: Bearer TOKEN", challenge
-            )
+            raise Problem(401, "token", "no valid token; send the header Authorization: Bearer TOKEN", challenge)
 
     async def predict(self, request: Request) -> dict[str, Any]:
         """The answer to one request.
@@ -108,8 +106,7 @@ class Service:
         for _, error in bad.errors:
             self.counts.add("fer_scale_image_errors_total", reason=error.reason)
         errors = [
-            {"index": at, "name": names[at], "reason": error.reason, "detail": error.detail}
-            for at, error in bad.errors
+            {"index": at, "name": names[at], "reason": error.reason, "detail": error.detail} for at, error in bad.errors
         ]
         first_at, first = bad.errors[0]
         which = "the image" if len(names) == 1 else f"image {first_at} of {len(names)} ({names[first_at]!r})"
@@ -151,9 +148,7 @@ class Service:
             **{key: bundle.config[key] for key in keys if key in bundle.config},
             "engine": self.predictor.engine,
             "metrics": bundle.metrics,
-            "limits": {
-                name: getattr(self.limits, name) for name in ("max_bytes", "max_images", "max_pixels")
-            },
+            "limits": {name: getattr(self.limits, name) for name in ("max_bytes", "max_images", "max_pixels")},
             "card": card.read_text(encoding="utf-8", errors="replace"),
         }
 

@@ -17,9 +17,7 @@ def read_token(path: str | os.PathLike[str]) -> str:
         token = Path(path).read_text(encoding="ascii").strip()
     except (OSError, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not ASCII"
-        raise InputError(
-            f"token file {path} ({reason})", "a text file with one token", "check the path"
-        ) from None
+        raise InputError(f"token file {path} ({reason})", "a text file with one token", "check the path") from None
     if len(token) < 16 or not all("!" <= character <= "~" for character in token):
         raise InputError(
             f"token file {path} with {len(token)} characters",

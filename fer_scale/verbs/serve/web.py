@@ -62,9 +62,7 @@ def create_app(service: Service, exchange: Exchange | None = None, heartbeat: fl
 def _routes(app: FastAPI, service: Service, total: Callable[[], Awaitable[Snapshot]]) -> None:
     card: dict[str, Any] = service.card()
 
-    @app.post(
-        "/v1/predict", responses=openapi.PREDICT, openapi_extra=openapi.body(service.limits), tags=["v1"]
-    )
+    @app.post("/v1/predict", responses=openapi.PREDICT, openapi_extra=openapi.body(service.limits), tags=["v1"])
     async def predict(request: Request) -> Response:
         """Label one image (a raw body) or several (multipart/form-data), in order."""
         service.authorise(request)
@@ -112,9 +110,7 @@ async def _beat(total: Callable[[], Awaitable[Snapshot]], seconds: float) -> Non
     while True:
         try:
             await total()
-        except (
-            Exception
-        ) as error:  # whatever Ray raises while it replaces the tally; the next beat tries again
+        except Exception as error:  # whatever Ray raises while it replaces the tally; the next beat tries again
             logger.warning("counts were not handed in: %s", error)
         await asyncio.sleep(seconds)
 
