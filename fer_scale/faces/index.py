@@ -15,7 +15,7 @@ TRAIN, VAL, CALIB, TEST = range(4)
 
 TEST_SHARE = 0.10
 """Of the different training pictures of each class, where no test split is given."""
-VAL_SHARE = 0.15
+VAL_SHARE = 0.10
 """Of the same, where no val split is given; half of val then becomes calib, where none is given."""
 
 KEPT, DUPLICATE, CONFLICT, REPEATED_ID = range(4)

@@ -156,8 +156,13 @@ class Learner:
         if self._average is not None:
             self._average.load_state_dict(_under(tensors, "average."))
         state: dict[int, dict[str, Tensor]] = {}
+        parameters = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
         for name, value in _under(tensors, "optimizer.").items():
             index, key = name.split(".", 1)
+            like = parameters[int(index)]
+            if value.shape == like.shape:
+                # fused optimisers walk the memory: a moment must lie there as its parameter does, channels last
+                value = torch.empty_like(like).copy_(value)
             state.setdefault(int(index), {})[key] = value
         self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": state})
         self.step = step

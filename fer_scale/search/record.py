@@ -76,8 +76,6 @@ class Search:
         seed: int,
     ) -> None:
         self._out = out
-        self._scratch = tempfile.TemporaryDirectory(prefix="fer_scale-search-")
-        self._journal = Path(self._scratch.name) / "journal.log"
         self._store = store
         self._settings: dict[str, Any] = {
             "name": new_name(),
@@ -88,22 +86,18 @@ class Search:
             "rungs": vars(Rungs.within(budget * slots)),
             "seconds": 0.0,
         }
-        self._began = time.time()
-        self._reload()
+        self._take_over_settings()
         self._earlier = float(self._settings["seconds"])
-        self.rungs = Rungs(**self._settings["rungs"])
-        self._study = Study(self._journal, families, fixed, seed, self._settings["name"])
-        self._rows: dict[int, dict[str, Any]] = {row["trial_id"]: row for row in self._study.rows}
-        self._running: dict[int, dict[str, Any]] = {}
+        self._began = time.time()
         self.deadline = deadline - self._earlier
+        self.rungs = Rungs(**self._settings["rungs"])
         self.progress = SearchProgress(families, self.rungs.count, self.deadline)
-        self.progress.show(self._rows.values(), self._running.values())
+        self._running: dict[int, dict[str, Any]] = {}
 
-    def _reload(self) -> None:
-        """Take over the settings and the journal of a search that is gone on with."""
+    def _take_over_settings(self) -> None:
+        """Those of the search that is gone on with, where there is one."""
         path = storage.join(self._out, "search.json")
         if not storage.exists(path):
-            self._write_settings()
             return
         earlier = storage.read_json(path)
         for key in SETTINGS:
@@ -114,15 +108,25 @@ class Search:
                     "give the same store and options, or another --out",
                 )
         self._settings = earlier
-        journal = storage.join(self._out, "journal.log")
-        if storage.exists(journal):
-            self._journal.write_bytes(storage.read_bytes(journal))
 
     def __enter__(self) -> Self:
-        self._stack = contextlib.ExitStack()
-        self._stack.callback(self._scratch.cleanup)
-        self._stack.enter_context(self.progress)
+        with contextlib.ExitStack() as stack:
+            scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="fer_scale-search-"))
+            self._journal = Path(scratch) / "journal.log"
+            kept = storage.join(self._out, "journal.log")
+            if storage.exists(kept):
+                self._journal.write_bytes(storage.read_bytes(kept))
+            known = self._settings
+            self._study = Study(self._journal, known["families"], known["fixed"], known["seed"], known["name"])
+            self._rows: dict[int, dict[str, Any]] = {row["trial_id"]: row for row in self._study.rows}
+            self._write_settings()
+            self._show()
+            stack.enter_context(self.progress)
+            self._stack = stack.pop_all()
         return self
+
+    def _show(self) -> None:
+        self.progress.show(self._rows.values(), self._running.values())
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -163,7 +167,7 @@ class Search:
             "status": "running",
             "started": time.time(),
         }
-        self.progress.show(self._rows.values(), self._running.values())
+        self._show()
         return number, configuration
 
     def score(self, number: int, result: Mapping[str, Any]) -> None:
@@ -174,7 +178,7 @@ class Search:
         row.update({key: result[key] for key in MEASURED})
         row["scores"].append(result["accuracy"])
         self._study.report(number, result["rung"], result["accuracy"])
-        self.progress.show(self._rows.values(), self._running.values())
+        self._show()
 
     def end(self, number: int, result: Mapping[str, Any]) -> None:
         """A trial ended; from here on it is on record."""
@@ -186,7 +190,7 @@ class Search:
         self._rows[number] = row
         self.write()
         self.progress.ended(row)
-        self.progress.show(self._rows.values(), self._running.values())
+        self._show()
 
     def _why(self, row: dict[str, Any], result: Mapping[str, Any]) -> tuple[str, str]:
         if result["status"] != "running":
@@ -229,11 +233,7 @@ class Search:
     @property
     def seconds(self) -> float:
         """Wall time of the search so far, earlier runs counted in."""
-        return float(
-            self._settings["seconds"]
-            if not hasattr(self, "_earlier")
-            else self._earlier + time.time() - self._began
-        )
+        return self._earlier + time.time() - self._began
 
     def _facts(self) -> dict[str, Any]:
         rows = list(self._rows.values())

@@ -1,0 +1,136 @@
+"""fit(): the same batches for any number of workers, the same weights after a resume, and what stops it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fer_scale.bundle import build
+from fer_scale.faces.store import Faces
+from fer_scale.learning.augment import Augment, mixup
+from fer_scale.learning.budget import Budget
+from fer_scale.learning.configuration import Configuration
+from fer_scale.learning.loop import Batches, DivergedError, Learner, anneal, fit
+from fer_scale.learning.recipe import Recipe
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def faces() -> Faces:
+    """Two classes that a network can tell: bright above, or bright below."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(96, dtype=np.int64) % 2
+    images = rng.integers(0, 80, (96, 1, 48, 48), dtype=np.uint8)
+    images[labels == 0, :, :24] += 120
+    images[labels == 1, :, 24:] += 120
+    return Faces(images, labels, [str(i) for i in range(96)])
+
+
+def make(recipe: Recipe, faces: Faces) -> tuple[Learner, Batches]:
+    torch.manual_seed(0)
+    network = {"variant": "slim10", "width": 0.25, "weights": "none", "dense": "none", "dropout": 0.0}
+    configuration = Configuration.from_dict(
+        {"family": "resnet", "network": network, "preprocessing": {"channels": 1}}
+    )
+    learner = Learner(build(configuration, 2), recipe, class_counts=[48, 48], seed=3, device=CPU)
+    return learner, Batches(faces, 2, recipe.batch_size, 3, CPU)
+
+
+RECIPE = Recipe(batch_size=16, lr=3e-3, mixup=0.2)
+
+
+def test_learns_to_tell_two_classes(faces: Faces) -> None:
+    learner, batches = make(replace(RECIPE, augmentation=0.3), faces)
+    fit(learner, batches, 30, lambda step: step / 30)
+    assert (learner.logits(faces.images).argmax(axis=1) == faces.labels).mean() > 0.9
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_resumed_fit_ends_with_the_very_weights_of_an_unbroken_one(
+    faces: Faces, tmp_path: Path, optimizer: str
+) -> None:
+    recipe = replace(RECIPE, optimizer=optimizer)  # type: ignore[arg-type]
+    unbroken, batches = make(recipe, faces)
+    fit(unbroken, batches, 8, lambda step: step / 8)
+
+    first, batches = make(recipe, faces)
+    fit(first, batches, 5, lambda step: step / 8)
+    first.save(tmp_path / "c.safetensors")
+    second, batches = make(recipe, faces)
+    second.load(tmp_path / "c.safetensors", 5)
+    fit(second, batches, 8, lambda step: step / 8)
+
+    np.testing.assert_allclose(second.logits(faces.images), unbroken.logits(faces.images), atol=1e-5)
+    for mine, theirs in zip(second.network.parameters(), unbroken.network.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_every_epoch_takes_each_face_once_in_another_order(faces: Faces) -> None:
+    batches = Batches(faces, 2, 16, 0, CPU)
+    epochs = [np.concatenate([batches.indices(e * 6 + at) for at in range(6)]) for e in range(2)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(96))
+    assert list(epochs[0]) != list(epochs[1])
+
+
+def test_a_batch_larger_than_the_split_is_the_split(faces: Faces) -> None:
+    assert Batches(faces, 2, 1000, 0, CPU).size == 96
+
+
+def test_divergence_names_step_and_rate(faces: Faces) -> None:
+    learner, batches = make(Recipe(batch_size=16), faces)
+    with torch.no_grad():
+        next(learner.network.parameters()).fill_(float("nan"))
+    with pytest.raises(DivergedError, match=r"step 1 \(rate .*rows \["):
+        fit(learner, batches, 2, lambda step: step / 2)
+
+
+def test_a_spent_budget_ends_the_fit_within_an_epoch(faces: Faces) -> None:
+    learner, batches = make(RECIPE, faces)
+    fit(learner, batches, 6, lambda step: 1.0 if step == 2 else 0.5)
+    assert learner.step == 2
+
+
+def test_rate_warms_up_and_anneals_to_nothing() -> None:
+    factors = [anneal(Recipe(schedule="one_cycle"), p / 100) for p in range(101)]
+    assert factors[0] < 0.05
+    assert max(factors) == pytest.approx(1.0, abs=0.01)
+    assert np.argmax(factors) == 30
+    assert factors[-1] <= 1e-3
+
+
+def test_budget_by_steps_and_by_the_clock() -> None:
+    assert Budget(steps=10, seconds=None).progress(5) == 0.5
+    by_clock = Budget(steps=None, seconds=100.0, used=50.0)
+    assert 0.5 <= by_clock.progress(0) < 0.6
+
+
+class TestAugment:
+    images = torch.arange(2 * 48 * 48, dtype=torch.float32).reshape(2, 1, 48, 48) % 256
+
+    def test_none_changes_nothing(self) -> None:
+        augment = Augment(0.0, seed=0)
+        assert torch.equal(augment(self.images, augment.draws(0, 2)), self.images)
+
+    def test_keeps_shape_and_range_and_depends_on_the_step_alone(self) -> None:
+        augment = Augment(1.0, seed=0)
+        first, again, other = (augment(self.images, augment.draws(step, 2)) for step in (4, 4, 5))
+        assert first.shape == self.images.shape
+        assert 0 <= first.min() and first.max() <= 255  # noqa: PT018
+        assert torch.equal(first, again)
+        assert not torch.equal(first, other)
+
+    def test_a_worker_gets_its_rows_of_the_global_draw(self) -> None:
+        augment = Augment(1.0, seed=0)
+        draws = augment.draws(7, 2)
+        whole = augment(self.images, draws)
+        assert torch.allclose(augment(self.images[1:], draws[1:]), whole[1:], atol=1e-3)
+
+    def test_mixup_mixes_pictures_and_targets_by_the_same_share(self) -> None:
+        images = torch.stack([torch.zeros(1, 4, 4), torch.ones(1, 4, 4)])
+        targets = torch.eye(2)
+        for step in range(20):
+            mixed, mixed_targets = mixup(images, targets, 0.4, 0, step)
+            torch.testing.assert_close(mixed.mean(dim=(1, 2, 3)), mixed_targets[:, 1])
