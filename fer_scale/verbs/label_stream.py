@@ -6,6 +6,7 @@ that reads, decodes, infers and writes them.
 
 import json
 import logging
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -65,33 +66,37 @@ def stream(job: Job, plan: Plan, target: int, workers: int, seen: set[str]) -> I
     """
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     expected: int | None = None
-    with DataContext.current(_quiet_context()):
-        units = ray.data.read_datasource(
-            Listing(lambda: _listing(job.source, plan, target)), num_cpus=LISTING_CPUS, override_num_blocks=1
-        )
-        answers = units.map_batches(
-            Labeller,
-            fn_constructor_args=(job,),
-            batch_size=1,
-            batch_format="pyarrow",
-            num_cpus=ACTOR_CPUS,
-            num_gpus=1 if job.gpu else 0,
-            compute=ActorPoolStrategy(size=workers),
-        )
-        for batch in answers.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            for text in batch["message"].to_pylist():
-                message = json.loads(text)
-                if "failed" in message:
-                    raise InputError(*message["failed"])
-                if "entry" in message:
-                    seen.add(message["entry"]["key"])
-                    yield message["entry"]
-                seen.update(message.get("seen", ()))
-                expected = message.get("units", expected)
+    answers = _pipeline(job, plan, target, workers)
+    for batch in answers.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        for text in batch["message"].to_pylist():
+            message = json.loads(text)
+            if "failed" in message:
+                raise InputError(*message["failed"])
+            if "entry" in message:
+                seen.add(message["entry"]["key"])
+                yield message["entry"]
+            seen.update(message.get("seen", ()))
+            expected = message.get("units", expected)
     if expected != len(seen):
-        raise IncompleteError(
-            f"{expected} units were listed and {len(seen)} came back; run the same command again"
-        )
+        raise IncompleteError(f"{expected} units were listed and {len(seen)} came back; run the same command again")
+
+
+def _pipeline(job: Job, plan: Plan, target: int, workers: int) -> ray.data.Dataset:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray's deprecations of its own settings, read while they are copied
+        with DataContext.current(_quiet_context()):
+            units = ray.data.read_datasource(
+                Listing(lambda: _listing(job.source, plan, target)), num_cpus=LISTING_CPUS, override_num_blocks=1
+            )
+            return units.map_batches(
+                Labeller,
+                fn_constructor_args=(job,),
+                batch_size=1,
+                batch_format="pyarrow",
+                num_cpus=ACTOR_CPUS,
+                num_gpus=1 if job.gpu else 0,
+                compute=ActorPoolStrategy(size=workers),
+            )
 
 
 def _quiet_context() -> DataContext:

@@ -1,0 +1,155 @@
+"""`label` on a real local Ray, on real files, also stopped in the middle and from S3."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from fer_scale.cluster import connected
+from fer_scale.errors import InputError
+from fer_scale.verbs.label import label
+from tests.bundles import write_bundle
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bundle(tmp_path_factory.mktemp("bundle") / "b")
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[None]:
+    with connected(cpus=1):
+        yield
+
+
+def noise(seed: int) -> bytes:
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (48, 48), dtype=np.uint8)
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def faces(root: Path, count: int) -> Path:
+    root.mkdir(parents=True)
+    for seed in range(count):
+        (root / f"{seed:04d}.png").write_bytes(noise(seed))
+    return root
+
+
+def rows(out: Path) -> dict[str, tuple[float, ...]]:
+    found = pq.read_table(out / "labels").to_pylist()
+    assert len({(row["id"], row["face"]) for row in found}) == len(found)
+    return {row["id"]: tuple(value for key, value in row.items() if key.startswith("prob_")) for row in found}
+
+
+def test_every_image_has_an_answer(session: None, bundle: Path, tmp_path: Path) -> None:
+    root, out = faces(tmp_path / "faces", 12), tmp_path / "out"
+    (root / "sub").mkdir()
+    (root / "sub" / "again.png").write_bytes(noise(3))
+    (root / "empty.png").touch()
+    (root / "cut.png").write_bytes(noise(1)[:500])
+    (root / "notes.txt").write_text("not a picture")
+    summary = label(bundle, root, out)
+    counts = {name: summary[name] for name in ("inputs", "labelled", "no_face", "errors", "faces", "duplicates")}
+    assert counts == {"inputs": 16, "labelled": 13, "no_face": 0, "errors": 3, "faces": 13, "duplicates": 1}
+    assert summary == json.loads((out / "summary.json").read_text())
+    assert summary["new"] == 16
+
+    table = pq.read_table(out / "labels")
+    assert table.schema.names[:4] == ["id", "face", "label", "confidence"]
+    assert table.schema.names[4:] == ["prob_happy", "prob_sad", "prob_surprised", "prob_neutral", "model_id"]
+    for row in table.to_pylist():
+        given = {name: row[f"prob_{name}"] for name in ("happy", "sad", "surprised", "neutral")}
+        assert sum(given.values()) == pytest.approx(1, abs=1e-5)
+        assert row["confidence"] == given[row["label"]] == max(given.values())
+        assert row["model_id"] == summary["model_id"]
+    errors = {row["id"]: row["reason"] for row in pq.read_table(out / "errors").to_pylist()}
+    assert errors == {"empty.png": "empty", "cut.png": "truncated", "notes.txt": "undecodable"}
+    report = (out / "report.html").read_text()
+    assert "The least sure" in report
+    assert "http://" not in report.replace("http://www.w3.org", "")
+
+    assert label(bundle, root, out)["new"] == 0
+    (root / "new.png").write_bytes(noise(77))
+    grown = label(bundle, root, out)
+    assert (grown["new"], grown["inputs"], grown["labelled"]) == (1, 17, 14)
+    assert set(rows(out)) == {p.relative_to(root).as_posix() for p in root.rglob("*.png")} - set(errors)
+
+    other = write_bundle(tmp_path / "other", seed=1)
+    with pytest.raises(InputError, match=r"model_id .* where the run in .* has model_id"):
+        label(other, root, out)
+    with pytest.raises(InputError, match="include"):
+        label(bundle, root, out, include="*.png")
+    assert label(other, root, out, overwrite=True)["model_id"] != summary["model_id"]
+
+
+def test_tables_by_their_ids(session: None, bundle: Path, tmp_path: Path) -> None:
+    table = pa.table({"key": [f"k{n}" for n in range(30)], "face": [noise(n) for n in range(30)]})
+    pq.write_table(table, tmp_path / "faces.parquet", row_group_size=11)
+    summary = label(bundle, tmp_path / "faces.parquet", tmp_path / "out", image_column="face", id_column="key")
+    assert summary["labelled"] == 30
+    assert set(rows(tmp_path / "out")) == {f"k{n}" for n in range(30)}
+
+
+def test_mistakes_are_said_and_nothing_is_written(session: None, bundle: Path, tmp_path: Path) -> None:
+    root = faces(tmp_path / "faces", 2)
+    for wrong, says in (
+        ({"workers": 10_000}, "CPUs were asked for"),
+        ({"engine": "abacus"}, "auto, onnx or torch"),
+        ({"source": tmp_path / "no"}, "there is no"),
+        ({"bundle": tmp_path}, "model bundle"),
+        ({"out": root / "labels"}, "within the source"),
+        ({"out": tmp_path}, "holds the input"),
+    ):
+        with pytest.raises(InputError, match=says):
+            label(**{"bundle": bundle, "source": root, "out": tmp_path / "out", **wrong})  # type: ignore[arg-type]
+    assert not any((tmp_path / "out").rglob("*.parquet"))
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "letter.txt").write_text("dear")
+    with pytest.raises(InputError, match="not empty"):
+        label(bundle, root, tmp_path / "theirs")
+    assert [path.name for path in (tmp_path / "theirs").iterdir()] == ["letter.txt"]
+
+
+def test_killed_and_run_again_it_is_as_if_unbroken(session: None, bundle: Path, tmp_path: Path) -> None:
+    root = faces(tmp_path / "faces", 900)
+    command = [sys.executable, "-m", "fer_scale", "label", str(bundle), str(root)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    broken = tmp_path / "broken"
+    run = subprocess.Popen([*command, str(broken)], env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        until = time.monotonic() + 120
+        while len(list((broken / "labels").glob("*.parquet"))) < 2:
+            assert time.monotonic() < until
+            assert run.poll() is None
+            time.sleep(0.02)
+    finally:
+        os.killpg(run.pid, signal.SIGKILL)
+        run.wait()
+    assert not (broken / "summary.json").exists()
+    done = subprocess.run(
+        [*command, str(broken), "--json"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert "was killed" in " ".join(done.stderr.split())
+    assert (summary["inputs"], summary["labelled"]) == (900, 900)
+    label(bundle, root, tmp_path / "unbroken")
+    assert rows(broken) == rows(tmp_path / "unbroken")
