@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 from fer_scale import storage
 from fer_scale.bundle import Bundle
@@ -120,7 +120,7 @@ def _settings(model: Bundle, source: Source, engine: EngineName, out: str) -> di
     }
 
 
-def _resolved(engine: EngineName) -> EngineName:
+def _resolved(engine: EngineName) -> Literal["onnx", "torch"]:
     """``auto`` is torch where the cluster has a GPU."""
     if engine not in ("auto", "onnx", "torch"):
         raise InputError(f"engine {engine!r}", "auto, onnx or torch", "name one of them")

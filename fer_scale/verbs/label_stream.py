@@ -9,6 +9,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import pyarrow as pa
 import ray
@@ -17,14 +18,12 @@ from ray.data import ActorPoolStrategy, DataContext, Datasource
 from ray.data.block import BlockMetadata
 from ray.data.datasource import ReadTask
 
-from fer_scale.bundle import Bundle
 from fer_scale.errors import InputError
 from fer_scale.labelling.ledger import Entry, Plan
 from fer_scale.labelling.reading import Reader
 from fer_scale.labelling.sources import Source
 from fer_scale.labelling.units import Unit
 from fer_scale.labelling.worker import Worker
-from fer_scale.predictor import EngineName, Predictor
 from fer_scale.storage import is_s3
 
 ACTOR_CPUS = 0.8
@@ -43,7 +42,7 @@ class Job:
     model_id: str
     source: Source
     out: str
-    engine: EngineName
+    engine: Literal["onnx", "torch"]
     gpu: bool
     retry_errors: bool
 
@@ -182,6 +181,10 @@ class Labeller:
 
 
 def _worker(job: Job) -> Worker:
+    # Here alone, so that the process that lists, which loads this module too, does without what a model takes.
+    from fer_scale.bundle import Bundle
+    from fer_scale.predictor import Predictor
+
     bundle = Bundle.load(job.bundle)
     if bundle.model_id != job.model_id:
         raise InputError(
