@@ -61,7 +61,7 @@ def test_class_folders_become_a_store_with_all_four_splits(tmp_path):
     result = ingest(class_folders(tmp_path / "faces", 20), tmp_path / "store", quiet=True)
     assert (result["read"], result["kept"]) == (80, 80)
     assert list(result["splits"]) == list(SPLITS)
-    for split, count in {"train": 15, "val": 2, "calib": 1, "test": 2}.items():
+    for split, count in {"train": 16, "val": 1, "calib": 1, "test": 2}.items():
         assert result["splits"][split] == dict.fromkeys(CLASSES, count)
     rows = rows_of(tmp_path / "store")
     assert pq.read_schema(next((tmp_path / "store/data").iterdir())).equals(STORE_SCHEMA)

@@ -1,0 +1,179 @@
+"""train with real Ray Train on drawn faces: the bundle, workers, a kill, and what is refused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+
+import fer_scale
+from fer_scale.bundle import Bundle
+from fer_scale.cluster import connected
+from fer_scale.errors import InputError
+from fer_scale.faces.sample import draw
+from fer_scale.faces.store import Store
+from fer_scale.predictor import Predictor
+
+NETWORK = {"variant": "slim10", "width": 0.25, "weights": "none", "dense": "none", "dropout": 0.0}
+CONFIGURATION = {
+    "family": "resnet",
+    "network": NETWORK,
+    "preprocessing": {"size": 48, "channels": 1},
+    "recipe": {"batch_size": 16, "lr": 3e-3, "augmentation": 0.3},
+}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("train")
+    draw(folder / "faces", 160, seed=0)
+    fer_scale.ingest(folder / "faces", folder / "store", quiet=True)
+    return folder / "store"
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "slim.json"
+    path.write_text(json.dumps(CONFIGURATION))
+    return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    with connected(cpus=2):
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(store: Path, config: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    out = tmp_path_factory.mktemp("trained") / "bundle"
+    return out, fer_scale.train(store, out=out, config=config, epochs=6, quiet=True)
+
+
+def test_the_bundle_holds_what_the_contract_says(trained: tuple[Path, dict[str, Any]], store: Path) -> None:
+    out, result = trained
+    assert {path.name for path in out.iterdir()} == {
+        "config.json",
+        "weights.safetensors",
+        "model.onnx",
+        "metrics.json",
+        "curve.parquet",
+        "README.md",
+        "checksums.json",
+    }
+    bundle = Bundle.load(out)
+    assert bundle.model_id == result["model_id"]
+    assert bundle.config["data_fingerprint"] == Store.open(str(store)).fingerprint
+    assert bundle.config["weights"] == "none"
+    assert bundle.config["configuration"]["recipe"]["batch_size"] == 16
+    assert list(pd.read_parquet(out / "curve.parquet")["epoch"]) == [1, 2, 3, 4, 5, 6]
+    card = (out / "README.md").read_text()
+    assert bundle.model_id in card
+    assert "Article 5" in card
+
+
+def test_onnx_and_torch_give_the_same_answer(trained: tuple[Path, dict[str, Any]], store: Path) -> None:
+    onnx, torch_ = (Predictor.load(trained[0], engine=engine, threads=1) for engine in ("onnx", "torch"))  # type: ignore[arg-type]
+    images = Store.open(str(store)).faces("test", onnx.preprocessing).images
+    np.testing.assert_allclose(onnx.probabilities(images), torch_.probabilities(images), atol=1e-5)
+    assert onnx.model_id == torch_.model_id
+
+
+def test_its_val_figures_are_those_of_the_predictor(trained: tuple[Path, dict[str, Any]], store: Path) -> None:
+    predictor = Predictor.load(trained[0], threads=1)
+    val = Store.open(str(store)).faces("val", predictor.preprocessing)
+    accuracy = (predictor.probabilities(val.images).argmax(axis=1) == val.labels).mean()
+    assert trained[1]["val_accuracy"] == pytest.approx(accuracy)
+
+
+def test_a_finished_bundle_has_nothing_left_to_resume(
+    trained: tuple[Path, dict[str, Any]], store: Path, config: Path
+) -> None:
+    again = fer_scale.train(store, out=trained[0], config=config, epochs=6, resume=True, quiet=True)
+    assert again["model_id"] == trained[1]["model_id"]
+    with pytest.raises(InputError, match=r"--resume|--overwrite"):
+        fer_scale.train(store, out=trained[0], config=config, epochs=6, quiet=True)
+
+
+def test_two_workers_take_the_same_steps(store: Path, config: Path, tmp_path: Path) -> None:
+    result = fer_scale.train(store, out=tmp_path / "b", config=config, epochs=2, workers=2, quiet=True)
+    curve = pd.read_parquet(tmp_path / "b" / "curve.parquet")
+    rows = sum(Store.open(str(store)).counts["train"].values())
+    assert list(curve["step"]) == [rows // 16, 2 * (rows // 16)]
+    assert result["epochs"] == 2
+
+
+def test_a_backbone_is_carried_over(
+    trained: tuple[Path, dict[str, Any]], store: Path, config: Path, tmp_path: Path
+) -> None:
+    fer_scale.train(store, out=tmp_path / "b", config=config, epochs=1, init_from=trained[0], quiet=True)
+    assert Bundle.load(tmp_path / "b").config["weights"] == f"bundle {trained[1]['model_id']}"
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({**CONFIGURATION, "network": {**NETWORK, "width": 0.5}}))
+    with pytest.raises(InputError, match="same backbone"):
+        fer_scale.train(store, out=tmp_path / "c", config=other, epochs=1, init_from=trained[0], quiet=True)
+
+
+def test_the_clock_ends_a_fit_with_its_rate_annealed(store: Path, config: Path, tmp_path: Path) -> None:
+    fer_scale.train(store, out=tmp_path / "b", config=config, time_budget=16, quiet=True)
+    curve = pd.read_parquet(tmp_path / "b" / "curve.parquet")
+    assert curve["seconds"].iloc[-1] < 16
+    assert len(curve) > 1
+
+
+@pytest.mark.parametrize("killed", ["driver", "worker"])
+def test_killed_it_goes_on_from_its_last_checkpoint(
+    killed: str, store: Path, config: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "b"
+    command = [sys.executable, "-m", "fer_scale", "train", str(store), "--out", str(out), "--config", str(config)]
+    child = subprocess.Popen([*command, "--epochs", "12"], start_new_session=True)
+    try:
+        state = out / "fit" / "state.json"
+        limit = time.monotonic() + 120
+        while not state.exists() and time.monotonic() < limit:
+            time.sleep(0.1)
+        if killed == "worker":
+            workers = [p for p in psutil.Process(child.pid).children(True) if "RayTrainWorker" in " ".join(p.cmdline())]
+            assert workers
+            workers[0].kill()
+            assert child.wait(timeout=200) == 0
+    finally:
+        if killed == "driver" or child.poll() is None:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+    if killed == "driver":
+        seen = json.loads(state.read_text())["curve"]
+        fer_scale.train(store, out=out, config=config, epochs=12, resume=True, quiet=True)
+        curve = pd.read_parquet(out / "curve.parquet")
+        assert curve["train_loss"].iloc[: len(seen)].tolist() == [row["train_loss"] for row in seen]
+    assert list(pd.read_parquet(out / "curve.parquet")["epoch"]) == list(range(1, 13))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "exactly one of"),
+        ({"family": "cnn1", "config": "c.json"}, "exactly one of"),
+        ({"family": "vgg"}, "vgg.*cnn1.*efficientnet"),
+        ({"family": "cnn1", "epochs": 1, "time_budget": "1m"}, "one of them"),
+        ({"family": "cnn1", "epochs": 0}, "epochs 0"),
+        ({"family": "cnn1", "workers": 4096}, "4096 CPUs"),
+        ({"from_search": "nowhere"}, "leaderboard.json"),
+    ],
+)
+def test_what_cannot_be_is_refused_at_once(
+    options: dict[str, Any], said: str, store: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=said):
+        fer_scale.train(store, out=tmp_path / "b", quiet=True, **options)
+    assert not (tmp_path / "b").exists()

@@ -1,0 +1,140 @@
+"""tune with real Ray Tune on drawn faces: a search, its files, its resume, and what is refused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+import fer_scale
+from fer_scale.cluster import connected
+from fer_scale.errors import InputError
+from fer_scale.faces.sample import draw
+from fer_scale.learning.configuration import Configuration
+from fer_scale.search.record import TRIALS_SCHEMA
+
+SMALL = {"size": 48, "batch_size": 32, "cnn1.width": 0.25, "cnn2.width": 0.25}
+OPTIONS: dict[str, Any] = {"families": ["cnn1", "cnn2"], "fix": SMALL, "quiet": True}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tune")
+    draw(folder / "faces", 160, seed=0)
+    fer_scale.ingest(folder / "faces", folder / "store", quiet=True)
+    return folder / "store"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    with connected(cpus=2):
+        yield
+
+
+@pytest.fixture(scope="module")
+def searched(store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    out = tmp_path_factory.mktemp("searched") / "search"
+    return out, fer_scale.tune(store, out=out, time_budget=25, max_trials=5, **OPTIONS)
+
+
+def trials(out: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pq.read_table(out / "trials.parquet").to_pylist()
+    return rows
+
+
+def test_a_search_leaves_a_row_a_trial_and_a_leaderboard(searched: tuple[Path, dict[str, Any]]) -> None:
+    out, result = searched
+    rows = trials(out)
+    assert pq.read_schema(out / "trials.parquet").names == TRIALS_SCHEMA.names
+    assert 2 <= len(rows) <= 5
+    assert result["trials"] == len(rows)
+    assert {row["family"] for row in rows if row["start"] == "reference"} == {"cnn1", "cnn2"}
+    for row in rows:
+        assert row["status"] in ("completed", "pruned", "time budget")
+        assert row["reason"]
+        assert row["images_seen"] > 0
+        assert row["compute_seconds"] > 0
+        assert row["accuracy_low"] <= row["accuracy"] <= row["accuracy_high"]
+        assert Configuration.from_dict(json.loads(row["configuration"])).recipe.batch_size == 32
+    board = json.loads((out / "leaderboard.json").read_text())["trials"]
+    assert [row["accuracy"] for row in board] == sorted((row["accuracy"] for row in rows), reverse=True)
+    assert result["best"]["trial_id"] == board[0]["trial_id"]
+    assert "<svg" in (out / "report.html").read_text()
+
+
+def test_resume_keeps_the_rows_and_goes_on(searched: tuple[Path, dict[str, Any]], store: Path) -> None:
+    out, _ = searched
+    before = trials(out)
+    fer_scale.tune(store, out=out, time_budget=60, max_trials=len(before) + 1, resume=True, **OPTIONS)
+    after = trials(out)
+    assert after[: len(before)] == before
+    assert len(after) == len(before) + 1
+
+
+def test_an_output_that_is_not_empty_is_refused(searched: tuple[Path, dict[str, Any]], store: Path) -> None:
+    with pytest.raises(InputError, match=r"--resume|--overwrite"):
+        fer_scale.tune(store, out=searched[0], **OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"families": ["vgg"]}, "vgg.*cnn1.*efficientnet"),
+        ({"fix": {"rate": "1"}}, "rate=1"),
+        ({"cpus_per_trial": 4096}, "4096 CPUs.*cluster has"),
+        ({"gpus_per_trial": 8}, "8 GPUs.*cluster has"),
+        ({"max_trials": 0}, "max-trials 0"),
+        ({"time_budget": "long"}, "time-budget"),
+    ],
+)
+def test_what_cannot_be_is_refused_at_once(
+    options: dict[str, Any], said: str, store: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=said):
+        fer_scale.tune(store, out=tmp_path / "s", **{**OPTIONS, **options})
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_trial_that_fails_is_a_row_with_a_reason(store: Path, tmp_path: Path) -> None:
+    nowhere = str(tmp_path / "no.safetensors")
+    fix = {"resnet.weights": nowhere, "resnet.variant": "resnet18", "cnn1.width": 0.25}
+    fer_scale.tune(
+        store, out=tmp_path / "s", families=["resnet", "cnn1"], fix=fix, time_budget=20, max_trials=2, quiet=True
+    )
+    failed = next(row for row in trials(tmp_path / "s") if row["family"] == "resnet")
+    assert failed["status"] == "failed"
+    assert nowhere in failed["reason"]
+    assert failed["accuracy"] is None
+
+
+def test_killed_and_resumed_it_loses_and_repeats_nothing(store: Path, tmp_path: Path) -> None:
+    out = tmp_path / "s"
+    fixes = [word for key, value in SMALL.items() for word in ("--fix", f"{key}={value}")]
+    command = [sys.executable, "-m", "fer_scale", "tune", str(store), "--out", str(out), "--families", "cnn1", *fixes]
+    child = subprocess.Popen([*command, "--time-budget", "200s", "--max-trials", "30"], start_new_session=True)
+    try:
+        limit = time.monotonic() + 120
+        while not (out / "trials.parquet").exists() and time.monotonic() < limit:
+            time.sleep(0.5)
+    finally:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+    before = trials(out)
+    assert before
+    options = {**OPTIONS, "families": ["cnn1"], "fix": {key: str(value) for key, value in SMALL.items()}}
+    fer_scale.tune(store, out=out, time_budget=200, max_trials=len(before) + 1, resume=True, **options)
+    after = trials(out)
+    assert after[: len(before)] == before
+    assert len({row["trial_id"] for row in after}) == len(after) == len(before) + 1
+
+
+def test_ray_is_left_as_it_was_found() -> None:
+    assert ray.is_initialized()
