@@ -196,7 +196,7 @@ def test_arguments_reach_the_verbs() -> None:
         "--rename",
         "y=b",
         "--split-map",
-        "T=train,V=val",
+        "T=train",
     )
     assert call.arguments["classes"] == ["a", "b"]
     assert call.arguments["rename"] == {"x": "a", "y": "b"}
