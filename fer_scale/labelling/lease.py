@@ -87,9 +87,7 @@ class Lease:
                     return
                 self._beats += 1
                 storage.write_bytes(self._path, self._text())
-            except (
-                InputError
-            ) as error:  # the next beat may get through; if none does, the ledger's numbers guard
+            except InputError as error:  # the next beat may get through; if none does, the ledger's numbers guard
                 warn(f"the heartbeat of this run could not be written: {error}")
 
     def _text(self) -> bytes:

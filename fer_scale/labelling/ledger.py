@@ -2,7 +2,6 @@
 
 import bisect
 import json
-import secrets
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
@@ -36,18 +35,19 @@ def manifest(out: str) -> dict[str, Any] | None:
     return found
 
 
-def fix(out: str, settings: dict[str, Any]) -> dict[str, Any]:
+def fix(out: str, settings: dict[str, Any], run_id: str) -> dict[str, Any]:
     """Write the manifest of a new run, or compare with that of the run which is there.
 
     Args:
         settings: what decides the answers; a resume must have the same.
+        run_id: of a new run.
 
     Raises:
         InputError: the run in ``out`` has another model, preprocessing or setting; both are named.
     """
     found = manifest(out)
     if found is None:
-        found = {"version": MANIFEST_VERSION, "run_id": secrets.token_hex(6), "settings": settings}
+        found = {"version": MANIFEST_VERSION, "run_id": run_id, "settings": settings}
         storage.write_bytes(storage.join(out, "run.json"), json.dumps(found, indent=2).encode())
         return found
     there = found["settings"]
@@ -116,9 +116,7 @@ class Ledger:
         if len(kept) == len(self.entries) and len(self._numbers) <= 1:
             return
         old = list(self._numbers)
-        self._write(
-            {"base": True, "seconds": self.seconds, "images": self.labelled_images}, list(kept.values())
-        )
+        self._write({"base": True, "seconds": self.seconds, "images": self.labelled_images}, list(kept.values()))
         self.entries = kept
         for number in old:
             storage.delete(self._segment(number))
@@ -147,9 +145,7 @@ class Plan:
     def __init__(self, entries: dict[str, Entry], parts: set[str], retry_errors: bool = False) -> None:
         self._entries = {key: entry for key, entry in entries.items() if entry["part"] in parts}
         self._retry = retry_errors
-        spans = sorted(
-            (*entry["span"], entry["part"]) for entry in self._entries.values() if entry["span"][1]
-        )
+        spans = sorted((*entry["span"], entry["part"]) for entry in self._entries.values() if entry["span"][1])
         self._spans = spans
         self._first = [span[0] for span in spans]
         self._reach = list(accumulate((span[1] for span in spans), max))

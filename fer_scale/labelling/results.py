@@ -93,9 +93,7 @@ def publish(out: str, ledger: Ledger, run: dict[str, Any], new: int) -> dict[str
 
 def _report(out: str, ledger: Ledger, run: dict[str, Any], summary: dict[str, Any]) -> str:
     entries = list(ledger.entries.values())
-    histogram = [sum(column) for column in zip(*(entry["histogram"] for entry in entries), strict=True)] or [
-        0
-    ] * BINS
+    histogram = [sum(column) for column in zip(*(entry["histogram"] for entry in entries), strict=True)] or [0] * BINS
     classes = run["settings"]["classes"]
     return report.render(
         "label.html.j2",
@@ -125,9 +123,7 @@ def _examples(out: str, entries: list[Entry]) -> dict[str, Any]:
     """The surest and the least sure pictures among those that a sample of units kept."""
     step = max(1, len(entries) // SAMPLED)
     with ThreadPoolExecutor(16) as pool:
-        notes = list(
-            pool.map(lambda entry: storage.read_json(notes_path(out, entry["part"])), entries[::step])
-        )
+        notes = list(pool.map(lambda entry: storage.read_json(notes_path(out, entry["part"])), entries[::step]))
     found: dict[str, Any] = {}
     for name, sign in (("surest", -1), ("unsurest", 1)):
         kept = {example["id"]: example for note in notes for example in note[name]}.values()

@@ -64,9 +64,7 @@ class Source:
         first = next(source._files(), None)
         if first is None:
             wanted = f" that match {include}" if include else ""
-            raise InputError(
-                f"{path} holds no files{wanted}", "images to label", "check the path and --include"
-            )
+            raise InputError(f"{path} holds no files{wanted}", "images to label", "check the path and --include")
         found = cls(path, source._all_containers(), single, image_column, id_column, include)
         if found.containers:
             found._check_first()
@@ -158,9 +156,7 @@ class Source:
                 if stop > start:
                     units.append(Unit("parquet", file.path, _text(name), file.version, start, stop))
                 for low, high in ranges(rows, max(target, rows // SLICES)):
-                    units.append(
-                        Unit("parquet", file.path, _text(name), file.version, stop + low, stop + high)
-                    )
+                    units.append(Unit("parquet", file.path, _text(name), file.version, stop + low, stop + high))
                 start = stop = stop + rows
                 continue
             stop += rows
@@ -178,9 +174,7 @@ class Source:
 
     def _zip(self, name: str, file: storage.FileInfo, target: int) -> list[Unit]:
         with storage.open_input(file.path) as data, zipfile.ZipFile(data) as archive:
-            members = {
-                m.filename: Item("", m.filename, m.file_size) for m in archive.infolist() if not m.is_dir()
-            }
+            members = {m.filename: Item("", m.filename, m.file_size) for m in archive.infolist() if not m.is_dir()}
         return self._members("zip", name, file, list(members.values()), target)
 
     def _tar(self, name: str, file: storage.FileInfo, target: int) -> list[Unit]:
@@ -193,13 +187,9 @@ class Source:
             members = {m.name: Item("", m.name, m.size, str(m.offset_data)) for m in archive if m.isreg()}
         if plain:
             return self._members("tar", name, file, list(members.values()), target)
-        return self._members(
-            "stream", name, file, list(members.values()), max(target, len(members) // SLICES)
-        )
+        return self._members("stream", name, file, list(members.values()), max(target, len(members) // SLICES))
 
-    def _members(
-        self, kind: Any, name: str, file: storage.FileInfo, members: list[Item], target: int
-    ) -> list[Unit]:
+    def _members(self, kind: Any, name: str, file: storage.FileInfo, members: list[Item], target: int) -> list[Unit]:
         prefix = "" if self.single else f"{_text(name)}/"
         items = [Item(prefix + _text(m.name), m.name, m.size, m.version) for m in members]
         return [
@@ -237,16 +227,12 @@ class Source:
             if _hidden(name) or not lower.endswith((*PARQUET, ".csv")):
                 continue
             if lower.endswith(".csv"):
-                found = [
-                    given for given, _ in csv_rows(file.path, self.image_column, self.id_column) if given
-                ]
+                found = [given for given, _ in csv_rows(file.path, self.image_column, self.id_column) if given]
                 yield pd.Series(found, dtype="object")
                 continue
             with open_parquet(file.path) as table:
                 for batch in table.iter_batches(batch_size=65536, columns=[self.id_column]):
-                    yield pd.Series(
-                        [str(v) for v in batch.column(0).to_pylist() if v is not None], dtype="object"
-                    )
+                    yield pd.Series([str(v) for v in batch.column(0).to_pylist() if v is not None], dtype="object")
 
 
 def _is_store(path: str) -> bool:

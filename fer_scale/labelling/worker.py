@@ -82,9 +82,7 @@ class Worker:
             network runs on the same core.
     """
 
-    def __init__(
-        self, predictor: Answers, out: str, reader: Reader, *, batch: int = 128, threads: int = 0
-    ) -> None:
+    def __init__(self, predictor: Answers, out: str, reader: Reader, *, batch: int = 128, threads: int = 0) -> None:
         self._predictor = predictor
         self._out = out
         self._reader = reader
@@ -150,9 +148,7 @@ class Worker:
             for row in rows[:EXAMPLES]:
                 label = self._predictor.classes[int(found[row].argmax())]
                 ident, _, pixels = waiting[row]
-                kept.append(
-                    {"id": ident, "label": label, "confidence": float(confidence[row]), "pixels": pixels}
-                )
+                kept.append({"id": ident, "label": label, "confidence": float(confidence[row]), "pixels": pixels})
             kept.sort(key=_confidence, reverse=highest)
             del kept[EXAMPLES:]
 
@@ -203,9 +199,7 @@ class Worker:
         count."""
         rows = self._rows(tally)
         if rows.num_rows + len(tally.errors) != unit.size:
-            raise RuntimeError(
-                f"{rows.num_rows} labels and {len(tally.errors)} errors for {unit.size} images"
-            )
+            raise RuntimeError(f"{rows.num_rows} labels and {len(tally.errors)} errors for {unit.size} images")
         files = unit.items if unit.kind == "files" else ()
         notes = {
             "stamps": packed(item.stamp() for item in files),

@@ -1,6 +1,7 @@
 """``fer-scale label``: one answer for every image of a source, exactly once, however often it is stopped."""
 
 import os
+import secrets
 import threading
 import time
 from collections.abc import Iterator
@@ -77,21 +78,20 @@ def label(
     found = Source.open(source, image_column=image_column, id_column=id_column, include=include)
     found.check_ids()
     run = ledger.manifest(out) if not overwrite else None
-    with Lease(out, run["run_id"] if run else "new") as lease:
+    run_id = run["run_id"] if run else secrets.token_hex(6)
+    with Lease(out, run_id) as lease:
         if overwrite:
             for name in OURS:
                 storage.delete(storage.join(out, name))
         settings = _settings(model, found, engine, out)
-        session = _Session(out, found, ledger.fix(out, settings), lease)
+        session = _Session(out, found, ledger.fix(out, settings, run_id), lease)
         return session.run(bundle, workers, retry_errors)
 
 
 def _check_paths(bundle: str, source: str, out: str, overwrite: bool) -> None:
     storage.check_output(out, overwrite, resume=not overwrite, inputs=[bundle, source])
     if out.startswith(f"{source.rstrip('/')}/") and storage.is_dir(source):
-        raise InputError(
-            f"the output {out} lies within the source", "an output outside of it", "choose another OUT"
-        )
+        raise InputError(f"the output {out} lies within the source", "an output outside of it", "choose another OUT")
     if overwrite or ledger.manifest(out) is not None or not storage.exists(out):
         return
     skip = len(out.rstrip("/")) + 1
@@ -185,9 +185,7 @@ class _Session:
                 begun.append(unit)
             if len(begun) == workers:
                 break
-        job = Job(
-            bundle, settings["model_id"], self._source, self._out, settings["engine"], gpu, retry_errors
-        )
+        job = Job(bundle, settings["model_id"], self._source, self._out, settings["engine"], gpu, retry_errors)
         entries = stream(job, plan, self._target, len(begun), seen)
         with progress("labelling") as meter, _Counting(meter, begun, listing):
             self._take(entries, meter)

@@ -9,7 +9,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import pyarrow as pa
 import ray
@@ -67,7 +67,7 @@ def stream(job: Job, plan: Plan, target: int, workers: int, seen: set[str]) -> I
     expected: int | None = None
     answers = _pipeline(job, plan, target, workers)
     for batch in answers.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        for text in batch["message"].to_pylist():
+        for text in cast(pa.Table, batch)["message"].to_pylist():
             message = json.loads(text)
             if "failed" in message:
                 raise InputError(*message["failed"])
@@ -87,7 +87,7 @@ def _pipeline(job: Job, plan: Plan, target: int, workers: int) -> ray.data.Datas
             units = ray.data.read_datasource(
                 Listing(lambda: _listing(job.source, plan, target)), num_cpus=LISTING_CPUS, override_num_blocks=1
             )
-            return units.map_batches(
+            answers: ray.data.Dataset = units.map_batches(
                 Labeller,
                 fn_constructor_args=(job,),
                 batch_size=1,
@@ -96,6 +96,7 @@ def _pipeline(job: Job, plan: Plan, target: int, workers: int) -> ray.data.Datas
                 num_gpus=1 if job.gpu else 0,
                 compute=ActorPoolStrategy(size=workers),
             )
+            return answers
 
 
 def _quiet_context() -> DataContext:

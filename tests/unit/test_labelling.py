@@ -178,9 +178,7 @@ def test_bad_files_are_answered_by_errors(tmp_path: Path) -> None:
         "table.csv": "undecodable",
         ".hidden": "undecodable",
     }
-    summary = results.summarise(
-        Ledger(str(tmp_path / "out")), {"settings": {"model_id": "m"}, "run_id": "r"}, 7
-    )
+    summary = results.summarise(Ledger(str(tmp_path / "out")), {"settings": {"model_id": "m"}, "run_id": "r"}, 7)
     assert (summary["inputs"], summary["labelled"], summary["errors"], summary["duplicates"]) == (7, 2, 5, 1)
 
 
@@ -284,9 +282,7 @@ def test_whatever_is_lost_is_made_again(tmp_path: Path) -> None:
     source = Source.open(str(root))
     label_all(source, out)
     next((out / "labels").iterdir()).unlink()
-    (out / "labels" / "0123.parquet").write_bytes(
-        (next((out / "labels").iterdir())).read_bytes()
-    )  # never entered
+    (out / "labels" / "0123.parquet").write_bytes((next((out / "labels").iterdir())).read_bytes())  # never entered
     assert label_all(source, out)[1] == 1
     assert answers(out) == EXPECTED
 
@@ -318,10 +314,10 @@ def test_the_ledger_survives_and_numbers_are_given_once(tmp_path: Path) -> None:
 
 
 def test_another_setting_is_refused_and_both_are_named(tmp_path: Path) -> None:
-    fix(str(tmp_path), {"model_id": "one"})
-    assert fix(str(tmp_path), {"model_id": "one"})["settings"] == {"model_id": "one"}
+    fix(str(tmp_path), {"model_id": "one"}, "r")
+    assert fix(str(tmp_path), {"model_id": "one"}, "r")["settings"] == {"model_id": "one"}
     with pytest.raises(InputError, match=r"model_id two.* has model_id one"):
-        fix(str(tmp_path), {"model_id": "two"})
+        fix(str(tmp_path), {"model_id": "two"}, "r")
 
 
 @pytest.fixture
@@ -344,9 +340,7 @@ def test_a_run_that_lives_is_not_disturbed(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_lease_without_a_heartbeat_is_taken_over_and_said(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_lease_without_a_heartbeat_is_taken_over_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = {"run_id": "far", "host": "elsewhere", "pid": 1, "machine": "m", "token": "t", "beats": 3}
     (tmp_path / "lease.json").write_text(json.dumps(other))
     with Lease(str(tmp_path), "two") as lease:
