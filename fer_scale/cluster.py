@@ -16,6 +16,8 @@ from typing import Any
 # Ray reads these when it is imported and when it starts its processes.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+# Tune would end a search at Ctrl-C as if it were done; it has to reach the command line.
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 
 import ray
 from ray._private.services import find_bootstrap_address
