@@ -49,9 +49,7 @@ def normal(path: PathLike) -> str:
         return f"{_s3.SCHEME}{bucket}/{key}".rstrip("/")
     scheme, separator, rest = text.partition("://")
     if separator and scheme != "file":
-        raise InputError(
-            f"{text!r} has the scheme {scheme}://", "a local path or s3://", "copy the data there"
-        )
+        raise InputError(f"{text!r} has the scheme {scheme}://", "a local path or s3://", "copy the data there")
     return os.path.abspath(os.path.expanduser(rest if separator else text))
 
 
@@ -103,9 +101,7 @@ def filesystem(path: PathLike) -> tuple[pyarrow.fs.FileSystem, str]:
 def exists(path: PathLike) -> bool:
     """Whether there is a file or a folder (in S3: at least one key below) at the path."""
     path = normal(path)
-    return (
-        os.path.exists(path) if not path.startswith(_s3.SCHEME) else _head(path) is not None or is_dir(path)
-    )
+    return os.path.exists(path) if not path.startswith(_s3.SCHEME) else _head(path) is not None or is_dir(path)
 
 
 def _head(path: str) -> FileInfo | None:
@@ -179,9 +175,7 @@ def _list_local(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[File
         return
     with os.scandir(folder) as found:
         # A folder sorts as its keys would in S3, where its name is followed by a slash.
-        entries = sorted(
-            (f"{e.name}/" if e.is_dir() else e.name, e) for e in found if e.is_dir() or e.is_file()
-        )
+        entries = sorted((f"{e.name}/" if e.is_dir() else e.name, e) for e in found if e.is_dir() or e.is_file())
     for _, entry in entries:
         if entry.is_dir():
             yield from _list_local(entry.path, above | {identity})
@@ -196,9 +190,7 @@ def list_s3(path: str) -> Iterator[FileInfo]:
         for page in pages.paginate(Bucket=bucket, Prefix=f"{key}/" if key else ""):
             for item in page.get("Contents", ()):
                 if not item["Key"].endswith("/"):  # consoles mark an empty folder so
-                    yield FileInfo(
-                        f"{_s3.SCHEME}{bucket}/{item['Key']}", item["Size"], item["ETag"].strip('"')
-                    )
+                    yield FileInfo(f"{_s3.SCHEME}{bucket}/{item['Key']}", item["Size"], item["ETag"].strip('"'))
 
 
 def read_bytes(path: PathLike) -> bytes:

@@ -50,15 +50,11 @@ def check_output(
         raise InputError("both --resume and --overwrite", "one of them", "drop the other")
     for source in map(normal, inputs):
         if source == path or source.startswith(f"{path.rstrip('/')}/"):
-            raise InputError(
-                f"the output {path} holds the input {source}", "an output of its own", "choose another"
-            )
+            raise InputError(f"the output {path} holds the input {source}", "an output of its own", "choose another")
     if not path.startswith(_s3.SCHEME):
         if os.path.lexists(path) and not os.path.isdir(path):
             raise InputError(f"the output {path} is a file", "a folder", "choose another path")
-        if overwrite and (
-            path == os.path.expanduser("~") or f"{os.getcwd()}/".startswith(f"{path.rstrip('/')}/")
-        ):
+        if overwrite and (path == os.path.expanduser("~") or f"{os.getcwd()}/".startswith(f"{path.rstrip('/')}/")):
             raise InputError(
                 f"--overwrite would replace {path}, a folder that you work in",
                 "a folder for this output alone",
@@ -77,9 +73,7 @@ def _check_writable(path: str) -> None:
     if not os.path.isdir(folder):
         raise InputError(f"the output {path} lies below the file {folder}", "a folder", "choose another path")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError(
-            f"{folder} cannot be written by this user", "a folder with access", "choose another path"
-        )
+        raise InputError(f"{folder} cannot be written by this user", "a folder with access", "choose another path")
 
 
 @contextmanager

@@ -8,18 +8,18 @@ import json
 import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
-import torch
-from safetensors.torch import load_file, save_file
+from typing import TYPE_CHECKING, Any
 
 from fer_scale import storage
 from fer_scale.errors import InputError
 from fer_scale.faces.images import PREPROCESSING_VERSION, Preprocessing
-from fer_scale.families import FAMILIES
-from fer_scale.families.network import Network
-from fer_scale.learning.configuration import Configuration
+
+# What only infers with ONNX Runtime reads bundles without PyTorch and timm: seconds and 600 MiB a process.
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from fer_scale.families.network import Network
+    from fer_scale.learning.configuration import Configuration
 
 SCHEMA_VERSION = 1
 FILES = ("config.json", "weights.safetensors", "model.onnx", "metrics.json", "curve.parquet", "README.md")
@@ -42,12 +42,16 @@ class Bundle:
         """The network as ONNX: input ``images`` uint8 ``[N, C, S, S]``, output ``logits`` float32 ``[N, K]``."""
         return self.directory / "model.onnx"
 
-    def configuration(self) -> Configuration:
+    def configuration(self) -> "Configuration":
         """What made the model."""
+        from fer_scale.learning.configuration import Configuration
+
         return Configuration.from_dict(self.config["configuration"])
 
-    def network(self) -> Network:
+    def network(self) -> "Network":
         """The network in PyTorch with its weights, in eval mode."""
+        from safetensors.torch import load_file
+
         network = build(self.configuration(), len(self.classes), weights="none")
         network.load_state_dict(load_file(self.directory / "weights.safetensors"))
         return network.eval()
@@ -61,9 +65,7 @@ class Bundle:
         """
         path = str(path)
         if not storage.exists(storage.join(path, "config.json")):
-            raise InputError(
-                path, "a model bundle (a folder with config.json)", "make one with: fer-scale train"
-            )
+            raise InputError(path, "a model bundle (a folder with config.json)", "make one with: fer-scale train")
         directory = storage.fetch_dir(path)
         config = _json(directory / "config.json", path)
         found = config.get("schema_version")
@@ -88,8 +90,10 @@ class Bundle:
             raise InputError(f"bundle {path} ({error})", "a complete config.json", "train it again") from None
 
 
-def build(configuration: Configuration, num_classes: int, weights: str | None = None) -> Network:
+def build(configuration: "Configuration", num_classes: int, weights: str | None = None) -> "Network":
     """The network of a configuration; ``weights="none"`` where a state is loaded into it right after."""
+    from fer_scale.families import FAMILIES
+
     family = FAMILIES[configuration.family]
     network = configuration.network
     if weights is not None and hasattr(network, "weights"):
@@ -99,14 +103,14 @@ def build(configuration: Configuration, num_classes: int, weights: str | None = 
 
 def write(
     directory: Path,
-    network: Network,
-    configuration: Configuration,
+    network: "Network",
+    configuration: "Configuration",
     *,
     classes: list[str],
     temperature: float,
     facts: dict[str, Any],
     metrics: dict[str, Any],
-    curve: pd.DataFrame,
+    curve: "pd.DataFrame",
     card: str,
 ) -> str:
     """Write a bundle into an empty local directory (the caller publishes it); gives its model_id.
@@ -115,6 +119,8 @@ def write(
         facts: data fingerprint, versions, weights used, seed and commit: told, but no part of the model_id.
         card: the model card, Markdown; ``{model_id}`` in it is filled in.
     """
+    from safetensors.torch import save_file
+
     network = network.cpu().eval()
     state = {name: value.contiguous() for name, value in network.state_dict().items()}
     save_file(state, directory / "weights.safetensors")
@@ -131,9 +137,7 @@ def write(
     config["model_id"] = _model_id(config, directory)
     config.update(facts)
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    (directory / "metrics.json").write_text(
-        json.dumps({**metrics, "model_id": config["model_id"]}, indent=2) + "\n"
-    )
+    (directory / "metrics.json").write_text(json.dumps({**metrics, "model_id": config["model_id"]}, indent=2) + "\n")
     curve.to_parquet(directory / "curve.parquet", index=False)
     (directory / "README.md").write_text(card.replace("{model_id}", config["model_id"]))
     sums = {name: _sha256(directory / name) for name in FILES}
@@ -141,11 +145,11 @@ def write(
     return str(config["model_id"])
 
 
-def export_onnx(network: Network, preprocessing: Preprocessing, path: Path) -> None:
+def export_onnx(network: "Network", preprocessing: Preprocessing, path: Path) -> None:
     """One self-contained ONNX file from uint8 images to logits, with a free batch size."""
-    example = torch.zeros(
-        (2, preprocessing.channels, preprocessing.size, preprocessing.size), dtype=torch.uint8
-    )
+    import torch
+
+    example = torch.zeros((2, preprocessing.channels, preprocessing.size, preprocessing.size), dtype=torch.uint8)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter warns about its own internals
         torch.onnx.export(
@@ -165,10 +169,7 @@ def _model_id(config: dict[str, Any], directory: Path) -> str:
     """A hash of what decides the answers: network, classes, preprocessing, temperature and the weights."""
     decides = {
         "network": config["configuration"]["network"],
-        **{
-            key: config[key]
-            for key in ("family", "classes", "preprocessing", "preprocessing_version", "temperature")
-        },
+        **{key: config[key] for key in ("family", "classes", "preprocessing", "preprocessing_version", "temperature")},
     }
     digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode())
     digest.update((directory / "weights.safetensors").read_bytes())
@@ -184,9 +185,7 @@ def _json(path: Path, bundle: str) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path.name} of {bundle} ({error})", "a JSON file", "copy the whole bundle again"
-        ) from None
+        raise InputError(f"{path.name} of {bundle} ({error})", "a JSON file", "copy the whole bundle again") from None
     if not isinstance(values, dict):
         raise InputError(f"{path.name} of {bundle}", "a JSON object", "copy the whole bundle again")
     return values

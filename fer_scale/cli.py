@@ -70,17 +70,13 @@ def _program(
 
 @app.command(epilog="Example: fer-scale ingest faces/ store --classes happy,sad,surprised,neutral")
 def ingest(
-    source: Annotated[
-        str, typer.Argument(help="Folder, zip, tar, CSV or Parquet; may be s3://.", metavar="SOURCE")
-    ],
+    source: Annotated[str, typer.Argument(help="Folder, zip, tar, CSV or Parquet; may be s3://.", metavar="SOURCE")],
     store: Annotated[str, typer.Argument(help="The face store to make.", metavar="STORE")],
     classes: Annotated[str, typer.Option(help="The classes, in order.")] = "happy,sad,surprised,neutral",
     rename: Annotated[list[str] | None, typer.Option(help="OLD=NEW,... for the source's labels.")] = None,
     others: Annotated[str, typer.Option(help="What becomes of further classes: drop or other.")] = "drop",
     split_column: Annotated[str | None, typer.Option(help="Column with the split.")] = None,
-    split_map: Annotated[
-        list[str] | None, typer.Option(help="VALUE=SPLIT,... of the column's values.")
-    ] = None,
+    split_map: Annotated[list[str] | None, typer.Option(help="VALUE=SPLIT,... of the column's values.")] = None,
     image_column: Annotated[str, typer.Option(help="Column with the picture.")] = "image",
     label_column: Annotated[str, typer.Option(help="Column with the class.")] = "label",
     id_column: Annotated[str | None, typer.Option(help="Column with a unique name.")] = None,
@@ -106,9 +102,7 @@ def tune(
     store: Annotated[str, typer.Argument(help="A face store.", metavar="STORE")],
     out: Annotated[str, typer.Option(help="The search to make.")],
     families: Annotated[list[str] | None, typer.Option(help="A,B,...: these families only.")] = None,
-    time_budget: Annotated[
-        str | None, typer.Option(help="Wall time, as 2h, 40m or 90s.", show_default="40m")
-    ] = None,
+    time_budget: Annotated[str | None, typer.Option(help="Wall time, as 2h, 40m or 90s.", show_default="40m")] = None,
     max_trials: Annotated[int | None, typer.Option(min=1, help="At most so many trials.")] = None,
     fix: Annotated[list[str] | None, typer.Option(help="KEY=VALUE of a parameter not to search.")] = None,
     cpus_per_trial: Annotated[float, typer.Option(help="CPUs of a trial.")] = 1,
@@ -155,9 +149,7 @@ def train(
 
 @app.command(epilog="Example: fer-scale evaluate bundle other-bundle store --out report")
 def evaluate(
-    paths: Annotated[
-        list[str], typer.Argument(help="Model bundles, then the face store.", metavar="BUNDLE... STORE")
-    ],
+    paths: Annotated[list[str], typer.Argument(help="Model bundles, then the face store.", metavar="BUNDLE... STORE")],
     out: Annotated[str, typer.Option(help="The report to make.")],
     split: Annotated[str, typer.Option(help="The split to measure on.")] = "test",
     overwrite: Overwrite = False,
@@ -205,9 +197,7 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")] = 8000,
     replicas: Annotated[int, typer.Option(min=1, help="Processes that answer.")] = 1,
-    token_file: Annotated[
-        str | None, typer.Option(help="File with the token that requests must bear.")
-    ] = None,
+    token_file: Annotated[str | None, typer.Option(help="File with the token that requests must bear.")] = None,
     max_bytes: Annotated[int, typer.Option(min=1, help="Largest request, in bytes.")] = 8 * 2**20,
     max_images: Annotated[int, typer.Option(min=1, help="Most images in a request.")] = 64,
     seed: Seed = 0,

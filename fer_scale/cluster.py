@@ -148,9 +148,7 @@ def _start() -> bool:
 def _check_answers(address: str) -> None:
     """Say at once that a cluster is gone: ray.init tries for many minutes."""
     host, _, port = address.rpartition(":")
-    if (
-        not port.isdecimal() or "://" in host
-    ):  # local, auto, a Ray client's address: ray.init knows what to do
+    if not port.isdecimal() or "://" in host:  # local, auto, a Ray client's address: ray.init knows what to do
         return
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()

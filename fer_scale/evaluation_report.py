@@ -104,9 +104,7 @@ def page(
     )
 
 
-def _section(
-    model: Model, figures: dict[str, Any], store: Store, split: str, mistakes: int
-) -> dict[str, Any]:
+def _section(model: Model, figures: dict[str, Any], store: Store, split: str, mistakes: int) -> dict[str, Any]:
     after, before = model.probabilities, model.uncalibrated
     shares, errors = error_by_share(after, model.labels)
     per_class = [
@@ -155,9 +153,7 @@ def _curve_figure(bundle: Bundle) -> Markup | None:
     if len(curve.get("epoch", ())) < 2 or "val_accuracy" not in curve:
         return None
     series = [("val", curve["epoch"], curve["val_accuracy"])]
-    return draw.lines(
-        series, "Validation accuracy by epoch", "epoch", "validation accuracy", percent=(False, True)
-    )
+    return draw.lines(series, "Validation accuracy by epoch", "epoch", "validation accuracy", percent=(False, True))
 
 
 def _mistakes(model: Model, store: Store, split: str, count: int) -> list[dict[str, Any]]:
@@ -200,12 +196,8 @@ def _of_the_model(model: Model, figures: dict[str, Any], store: Store, split: st
         ]
     if split == "train":
         return [
-            f"{model.name} was fitted on these very faces: "
-            "this is its training accuracy, not what new faces will get."
+            f"{model.name} was fitted on these very faces: this is its training accuracy, not what new faces will get."
         ]
     if split == "val":
-        return [
-            f"{model.name} was chosen and its temperature set on these faces: "
-            "the figures are a little too good."
-        ]
+        return [f"{model.name} was chosen and its temperature set on these faces: the figures are a little too good."]
     return []

@@ -83,9 +83,7 @@ def _svg(figure: Figure, title: str) -> Markup:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
-    text = re.sub(
-        r"<metadata>.*?</metadata>\s*|<style.*?</style>\s*", "", text[text.index("<svg") :], flags=re.S
-    )
+    text = re.sub(r"<metadata>.*?</metadata>\s*|<style.*?</style>\s*", "", text[text.index("<svg") :], flags=re.S)
     box = re.search(r'viewBox="[^"]*"', text)
     body = text[text.index(">") + 1 :].replace("xlink:href", "href")
     body = re.sub(r"font-family: [^;\"]*", "font-family: inherit", body)
@@ -104,9 +102,7 @@ def _percent_axis(axis: Any) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
 
 
-def reliability(
-    before: Sequence[dict[str, float]], after: Sequence[dict[str, float]], temperature: float
-) -> Markup:
+def reliability(before: Sequence[dict[str, float]], after: Sequence[dict[str, float]], temperature: float) -> Markup:
     """Accuracy against confidence, before and after temperature scaling (Guo et al. 2017, Figure 1).
 
     Args:
@@ -221,9 +217,7 @@ def accuracy_against_compute(trials: Sequence[dict[str, Any]], families: Sequenc
             above = [row["accuracy_high"] - row["accuracy"] for row in own]
             shade = colour(index)
             axes.errorbar(x, y, [below, above], fmt="none", ecolor=shade, elinewidth=0.9, alpha=0.45)
-            axes.scatter(
-                x, y, s=28, marker=MARKERS[index % 8], color=shade, label=family, linewidths=0, zorder=3
-            )
+            axes.scatter(x, y, s=28, marker=MARKERS[index % 8], color=shade, label=family, linewidths=0, zorder=3)
         _percent_axis(axes.yaxis)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))

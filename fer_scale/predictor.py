@@ -7,7 +7,6 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
-import torch
 
 from fer_scale.bundle import Bundle
 from fer_scale.errors import InputError
@@ -44,30 +43,6 @@ class OnnxEngine:
         return np.asarray(out, dtype=np.float32)
 
 
-class TorchEngine:
-    """PyTorch on a GPU, under autocast, with pinned copies; on the CPU where it is asked for."""
-
-    name = "torch"
-
-    def __init__(self, bundle: Bundle) -> None:
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._network = bundle.network().to(self._device).to(memory_format=torch.channels_last)
-
-    @torch.inference_mode()
-    def logits(self, images: Images) -> Logits:
-        """uint8 ``[N, C, S, S]`` to float32 ``[N, K]``."""
-        batch = torch.from_numpy(np.ascontiguousarray(images))
-        cuda = self._device.type == "cuda"
-        if cuda:
-            batch = batch.pin_memory().to(self._device, non_blocking=True)
-        with torch.autocast(
-            self._device.type, dtype=torch.bfloat16, enabled=cuda and torch.cuda.is_bf16_supported()
-        ):
-            out = self._network(batch)
-        result: Logits = out.float().cpu().numpy()
-        return result
-
-
 class Predictor:
     """A bundle ready to answer.
 
@@ -86,9 +61,7 @@ class Predictor:
         self._batch_size = batch_size
 
     @classmethod
-    def load(
-        cls, bundle: Bundle | str | Path, engine: EngineName = "auto", threads: int | None = None
-    ) -> "Predictor":
+    def load(cls, bundle: Bundle | str | Path, engine: EngineName = "auto", threads: int | None = None) -> "Predictor":
         """Load a bundle into an engine: ``auto`` takes torch where there is a GPU, ONNX Runtime otherwise.
 
         Args:
@@ -100,8 +73,12 @@ class Predictor:
         if not isinstance(bundle, Bundle):
             bundle = Bundle.load(bundle)
         if engine == "auto":
+            import torch
+
             engine = "torch" if torch.cuda.is_available() else "onnx"
         if engine == "torch":
+            from fer_scale.torch_engine import TorchEngine  # where there is none to be used, PyTorch is not loaded
+
             return cls(bundle, TorchEngine(bundle), batch_size=1024)
         if engine == "onnx":
             return cls(bundle, OnnxEngine(bundle, threads or len(os.sched_getaffinity(0))))
@@ -112,9 +89,7 @@ class Predictor:
         if not len(images):
             return np.zeros((0, len(self.classes)), dtype=np.float32)
         step = self._batch_size
-        return np.concatenate(
-            [self._engine.logits(images[i : i + step]) for i in range(0, len(images), step)]
-        )
+        return np.concatenate([self._engine.logits(images[i : i + step]) for i in range(0, len(images), step)])
 
     def probabilities(self, images: Images) -> npt.NDArray[np.float32]:
         """uint8 ``[N, C, S, S]`` to calibrated probabilities float32 ``[N, K]``; rows sum to 1."""

@@ -102,9 +102,7 @@ def search(trials: pd.DataFrame, facts: dict[str, Any]) -> str:
             a trial has none.
         facts: what else is to be told, name to value; ``seconds``, the wall time, goes to the top.
     """
-    table = trials[TRIAL_COLUMNS].sort_values(
-        ["accuracy", "parameters"], ascending=[False, True], na_position="last"
-    )
+    table = trials[TRIAL_COLUMNS].sort_values(["accuracy", "parameters"], ascending=[False, True], na_position="last")
     ranked = [{str(key): _known(value) for key, value in row.items()} for row in table.to_dict("records")]
     families = sorted({row["family"] for row in ranked})
     for rank, row in enumerate(ranked, 1):
@@ -122,14 +120,8 @@ def search(trials: pd.DataFrame, facts: dict[str, Any]) -> str:
         ties=sum(row["accuracy_high"] >= best["accuracy"] for row in scored[1:]) if best else 0,
         axis=(low, max(high, low + 1e-6)),
         strip=_strip(ranked, facts),
-        facts=[
-            (name, _text(value))
-            for name, value in facts.items()
-            if name not in ("seconds", "compute_seconds")
-        ],
-        families=sorted(
-            boards, key=lambda board: board["best"]["rank"] if board["best"] else len(ranked) + 1
-        ),
+        facts=[(name, _text(value)) for name, value in facts.items() if name not in ("seconds", "compute_seconds")],
+        families=sorted(boards, key=lambda board: board["best"]["rank"] if board["best"] else len(ranked) + 1),
         rows=ranked,
         drawings=_drawings(scored, ranked, families) if scored else {},
     )
@@ -174,9 +166,7 @@ def _family(own: list[dict[str, Any]], trials: list[dict[str, Any]]) -> dict[str
     }
 
 
-def _drawings(
-    scored: list[dict[str, Any]], trials: list[dict[str, Any]], families: list[str]
-) -> dict[str, Any]:
+def _drawings(scored: list[dict[str, Any]], trials: list[dict[str, Any]], families: list[str]) -> dict[str, Any]:
     began = min(row["started"] for row in trials if row["started"] is not None)
     ended = sorted((row for row in scored if row["ended"] is not None), key=lambda row: row["ended"])
     rungs = range(max(row["rung"] or 0 for row in trials) + 1)

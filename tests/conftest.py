@@ -59,3 +59,11 @@ def fer2013() -> Path:
     if not folder.is_dir():
         pytest.skip("FER2013 is not here; FER_SCALE_DATA names its folder")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _loud() -> None:
+    """Every test begins with a console that speaks, whatever the one before it asked for."""
+    from fer_scale.console import set_quiet
+
+    set_quiet(False)

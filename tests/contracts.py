@@ -117,9 +117,7 @@ def test_pixels_become_logits(family: Family, preprocessing: Preprocessing) -> N
         torch.testing.assert_close(network.head(features), logits)
         torch.testing.assert_close(network(images.float()), logits)
         last = images.contiguous(memory_format=torch.channels_last)
-        torch.testing.assert_close(
-            network.to(memory_format=torch.channels_last)(last), logits, atol=1e-4, rtol=1e-4
-        )
+        torch.testing.assert_close(network.to(memory_format=torch.channels_last)(last), logits, atol=1e-4, rtol=1e-4)
 
 
 def test_small_pictures_keep_a_useful_feature_map(family: Family) -> None:

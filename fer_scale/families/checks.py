@@ -10,9 +10,7 @@ def one_of(name: str, value: object, valid: tuple[object, ...]) -> None:
         InputError: naming the valid values.
     """
     if value not in valid:
-        raise InputError(
-            f"{name}={value!r}", f"one of {', '.join(map(str, valid))}", f"choose another {name}"
-        )
+        raise InputError(f"{name}={value!r}", f"one of {', '.join(map(str, valid))}", f"choose another {name}")
 
 
 def between(name: str, value: float, low: float, high: float) -> None:

@@ -55,9 +55,7 @@ def build(config: Config, preprocessing: Preprocessing, num_classes: int) -> Net
     pool, length = flatten(inputs, side)
     backbone.add_module("pool", pool)
     initialise(backbone)
-    head = dense_head(
-        length, dense_widths(config.dense), num_classes, dropout=config.dense_dropout, batch_norm=False
-    )
+    head = dense_head(length, dense_widths(config.dense), num_classes, dropout=config.dense_dropout, batch_norm=False)
     return Network(backbone, head, channels=preprocessing.channels)
 
 

@@ -29,9 +29,7 @@ def flatten(channels: int, side: int) -> tuple[nn.Sequential, int]:
     return nn.Sequential(pool, nn.Flatten()), channels * (side // kernel) ** 2
 
 
-def dense_head(
-    inputs: int, widths: Sequence[int], classes: int, *, dropout: float, batch_norm: bool
-) -> nn.Sequential:
+def dense_head(inputs: int, widths: Sequence[int], classes: int, *, dropout: float, batch_norm: bool) -> nn.Sequential:
     """Dense layers with ReLU, dropout and, if wanted, batch norm, then the output layer.
 
     [N, inputs] to [N, classes]. Without dense layers the dropout stands before the output layer. After one

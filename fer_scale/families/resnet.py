@@ -56,9 +56,7 @@ class Config(TransferConfig):
             expected = f"width=1, or one of {', '.join(SLIM)}"
             raise InputError(f"width={self.width} for {self.variant}", expected, "change one of the two")
         if self.variant in SLIM and self.weights == "imagenet":
-            raise InputError(
-                f"weights=imagenet for {self.variant}", "auto, none or a path", "change one of the two"
-            )
+            raise InputError(f"weights=imagenet for {self.variant}", "auto, none or a path", "change one of the two")
 
 
 def build(config: Config, preprocessing: Preprocessing, num_classes: int) -> Network:
@@ -124,9 +122,7 @@ def suggest(pick: Pick) -> Config:
         width = pick.choice("width", [0.75, 1.0, 1.5, 2.0])
         # A stem that does not shrink costs four times the compute: only for the narrow ones.
         stem = pick.choice("stem", [None, 1]) if width <= 1 else None
-        return Config(
-            variant=variant, weights="none", cut=cut, dense=dense, dropout=dropout, width=width, stem=stem
-        )
+        return Config(variant=variant, weights="none", cut=cut, dense=dense, dropout=dropout, width=width, stem=stem)
     weights = pick.choice("weights", ["auto", "none"])
     unfreeze = suggest_unfreeze(pick, weights)
     return Config(variant=variant, weights=weights, cut=cut, unfreeze=unfreeze, dense=dense, dropout=dropout)

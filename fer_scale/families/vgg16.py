@@ -47,9 +47,7 @@ def build(config: Config, preprocessing: Preprocessing, num_classes: int) -> Net
         InputError: weights asked for by name cannot be had.
     """
     # timm builds a head of 120 M parameters even without an output layer; mlp_ratio makes it next to nothing.
-    model: Any = timm.create_model(
-        config.variant, in_chans=preprocessing.channels, num_classes=0, mlp_ratio=1 / 4096
-    )
+    model: Any = timm.create_model(config.variant, in_chans=preprocessing.channels, num_classes=0, mlp_ratio=1 / 4096)
     model.pre_logits = nn.Identity()
     used = load(model, config)
     stages: list[tuple[str, nn.Module]] = []

@@ -113,9 +113,7 @@ def _from_hub(repository: str) -> State:
         try:
             cached = huggingface_hub.hf_hub_download(repository, name, etag_timeout=HUB_TIMEOUT)
         except (OSError, HfHubHTTPError) as error:
-            raise NotAvailableError(
-                f"imagenet not reachable at {repository}: {type(error).__name__}"
-            ) from error
+            raise NotAvailableError(f"imagenet not reachable at {repository}: {type(error).__name__}") from error
     return safetensors.torch.load_file(cached)
 
 
@@ -140,9 +138,7 @@ def _from_file(path: str) -> State:
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # both readers raise whatever hostile bytes provoke
         do = "save a state dict of the network without its output layer"
-        raise InputError(
-            f"weights {path}: {type(error).__name__}", "a .safetensors or .pth state dict", do
-        ) from error
+        raise InputError(f"weights {path}: {type(error).__name__}", "a .safetensors or .pth state dict", do) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"weights {path}", "a plain dict of names and tensors", "save only the state dict")
     return state
@@ -159,13 +155,7 @@ def _fit(backbone: nn.Module, state: State, source: str) -> None:
     wrong: list[str] = []
     for name, tensor in own.items():
         given = state.get(name)
-        if (
-            given is not None
-            and given.ndim == 4
-            and tensor.ndim == 4
-            and given.shape[1] == 3
-            and tensor.shape[1] == 1
-        ):
+        if given is not None and given.ndim == 4 and tensor.ndim == 4 and given.shape[1] == 3 and tensor.shape[1] == 1:
             given = given.sum(1, keepdim=True)
         if given is None and name.endswith("num_batches_tracked"):
             given = tensor

@@ -8,9 +8,7 @@ from scipy.special import log_softmax, softmax
 
 def probabilities(logits: npt.NDArray[np.float32], temperature: float = 1.0) -> npt.NDArray[np.float32]:
     """Softmax of ``logits / temperature``: ``[N, K]`` to float32 ``[N, K]``, worked out in float64."""
-    scaled: npt.NDArray[np.float32] = softmax(logits.astype(np.float64) / temperature, axis=1).astype(
-        np.float32
-    )
+    scaled: npt.NDArray[np.float32] = softmax(logits.astype(np.float64) / temperature, axis=1).astype(np.float32)
     return scaled
 
 

@@ -49,11 +49,7 @@ def error_by_share(
     confidence = probabilities.max(axis=1)
     order = np.argsort(-confidence, kind="stable")
     wrong = (probabilities.argmax(axis=1) != labels)[order]
-    ends = (
-        np.flatnonzero(np.append(np.diff(confidence[order]) != 0, True))
-        if len(labels)
-        else np.empty(0, dtype=int)
-    )
+    ends = np.flatnonzero(np.append(np.diff(confidence[order]) != 0, True)) if len(labels) else np.empty(0, dtype=int)
     return (ends + 1) / max(len(labels), 1), np.cumsum(wrong)[ends] / (ends + 1)
 
 

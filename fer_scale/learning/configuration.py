@@ -85,9 +85,7 @@ def check_keys(values: dict[str, Any], valid: tuple[str, ...], what: str) -> Non
     """
     unknown = sorted(set(values) - set(valid))
     if unknown:
-        raise InputError(
-            f"{what} key {', '.join(unknown)}", f"only {', '.join(sorted(valid))}", "correct the name"
-        )
+        raise InputError(f"{what} key {', '.join(unknown)}", f"only {', '.join(sorted(valid))}", "correct the name")
 
 
 def replace(base: T, values: dict[str, Any], what: str) -> T:
@@ -126,6 +124,4 @@ def _typed(value: Any, hint: Any, what: str) -> Any:
         return float(value)
     elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
-    raise InputError(
-        f"{what}={value!r}", f"a value of type {getattr(hint, '__name__', hint)}", "correct the value"
-    )
+    raise InputError(f"{what}={value!r}", f"a value of type {getattr(hint, '__name__', hint)}", "correct the value")

@@ -36,9 +36,7 @@ class Batches:
     takes its own slice of the same global batch: the result does not depend on how many there are.
     """
 
-    def __init__(
-        self, faces: Faces, num_classes: int, batch_size: int, seed: int, device: torch.device
-    ) -> None:
+    def __init__(self, faces: Faces, num_classes: int, batch_size: int, seed: int, device: torch.device) -> None:
         self.size = min(batch_size, len(faces))
         self.steps_per_epoch = len(faces) // self.size
         self._faces = faces
@@ -47,9 +45,7 @@ class Batches:
         self._device = device
         self._epoch = -1
         self._order: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
-        self._rank, self._world = (
-            (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        )
+        self._rank, self._world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
     def indices(self, step: int) -> npt.NDArray[np.int64]:
         """Which faces the global batch of a step holds: int64 ``[size]``."""
@@ -141,13 +137,9 @@ class Learner:
             tensors |= {f"average.{name}": value for name, value in self._average.state_dict().items()}
         for index, values in self._optimizer.state_dict()["state"].items():
             tensors |= {
-                f"optimizer.{index}.{key}": torch.as_tensor(value)
-                for key, value in values.items()
-                if value is not None
+                f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in values.items() if value is not None
             }
-        save_file(
-            {name: value.contiguous() for name, value in tensors.items()}, path, {"step": str(self.step)}
-        )
+        save_file({name: value.contiguous() for name, value in tensors.items()}, path, {"step": str(self.step)})
 
     def load(self, path: Path, step: int) -> None:
         """Go on from what :meth:`save` wrote at ``step``."""

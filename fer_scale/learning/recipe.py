@@ -18,7 +18,7 @@ class Recipe:
     """``one_cycle`` warms up over 30 % of the steps (Smith 2018), ``cosine`` over 5 % (Loshchilov & Hutter 2017)."""
     weight_decay: float = 0.02
     """On weights of two and more dimensions; biases and norms have none."""
-    batch_size: int = 128
+    batch_size: int = 64
     """Global: the sum over workers."""
     label_smoothing: float = 0.1
     """Szegedy et al. 2016, section 7."""

@@ -64,9 +64,7 @@ class SearchProgress:
         for family in self._families:
             rows = [row for row in self._rows if row["family"] == family]
             running = sum(row["status"] == "running" for row in rows)
-            top = max(
-                (r for r in rows if r["accuracy"] is not None), key=lambda r: r["accuracy"], default=None
-            )
+            top = max((r for r in rows if r["accuracy"] is not None), key=lambda r: r["accuracy"], default=None)
             table.add_row(
                 family,
                 str(running),

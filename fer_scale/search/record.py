@@ -145,9 +145,7 @@ class Search:
 
     def reached(self) -> list[tuple[int, int, float]]:
         """(trial, rung from 1, accuracy) of every rung that an ended trial reached."""
-        return [
-            (n, rung, score) for n, row in self._rows.items() for rung, score in enumerate(row["scores"], 1)
-        ]
+        return [(n, rung, score) for n, row in self._rows.items() for rung, score in enumerate(row["scores"], 1)]
 
     def ask(self) -> tuple[int, Configuration]:
         """The next trial."""
@@ -226,9 +224,7 @@ class Search:
 
     def _write_settings(self) -> None:
         self._settings["seconds"] = round(self.seconds, 1)
-        storage.write_bytes(
-            storage.join(self._out, "search.json"), json.dumps(self._settings, indent=2).encode()
-        )
+        storage.write_bytes(storage.join(self._out, "search.json"), json.dumps(self._settings, indent=2).encode())
 
     @property
     def seconds(self) -> float:

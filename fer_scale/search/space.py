@@ -40,9 +40,7 @@ class OptunaPick:
     def float(self, name: str, low: float, high: float, log: bool = False) -> float:
         """A number in ``low <= x <= high``."""
         given: float | None = self._given(name)
-        return (
-            given if given is not None else self._trial.suggest_float(self._prefix + name, low, high, log=log)
-        )
+        return given if given is not None else self._trial.suggest_float(self._prefix + name, low, high, log=log)
 
     def int(self, name: str, low: int, high: int) -> int:
         """A whole number in ``low <= x <= high``."""
@@ -75,7 +73,7 @@ def suggest_recipe(pick: Pick) -> Recipe:
         "lr": pick.float(f"{optimizer}.lr", *RATES[optimizer], log=True),
         "weight_decay": pick.float(f"{optimizer}.weight_decay", *DECAYS[optimizer], log=True),
         "schedule": pick.choice("schedule", ["one_cycle", "cosine"]),
-        "batch_size": pick.choice("batch_size", [64, 128, 256]),
+        "batch_size": pick.choice("batch_size", [32, 64, 128]),
         "label_smoothing": pick.float("label_smoothing", 0.0, 0.2),
         "mixup": pick.choice("mixup", [0.0, 0.2]),
         "augmentation": pick.float("augmentation", 0.3, 1.5),
@@ -92,16 +90,12 @@ def check_fixed(fixed: Mapping[str, Any], families: Sequence[str]) -> dict[str, 
         InputError: an unknown name, with the valid ones, or a value of the wrong type or out of range.
     """
     references = {name: Configuration.reference(name) for name in families}
-    shared = [f.name for f in dataclasses.fields(Recipe)] + [
-        f.name for f in dataclasses.fields(Preprocessing)
-    ]
+    shared = [f.name for f in dataclasses.fields(Recipe)] + [f.name for f in dataclasses.fields(Preprocessing)]
     own = [f"{name}.{f.name}" for name, r in references.items() for f in dataclasses.fields(r.network)]
     checked: dict[str, Any] = {}
     for key, value in fixed.items():
         if key not in (*shared, *own):
-            raise InputError(
-                f"fix {key}={value}", f"one of {', '.join(sorted(shared + own))}", "correct the name"
-            )
+            raise InputError(f"fix {key}={value}", f"one of {', '.join(sorted(shared + own))}", "correct the name")
         checked[key] = fix(references[families[0]], references, key, value)
     for name in RATES:
         for key in ("lr", "weight_decay"):
@@ -119,9 +113,7 @@ def fix(any_: Configuration, references: Mapping[str, Configuration], key: str, 
     old = getattr(owner, field)
     if isinstance(value, str) and not isinstance(old, str):
         try:
-            value = (
-                {"true": True, "false": False}[value.lower()] if isinstance(old, bool) else type(old)(value)
-            )
+            value = {"true": True, "false": False}[value.lower()] if isinstance(old, bool) else type(old)(value)
         except (ValueError, KeyError, TypeError):
             raise InputError(f"fix {key}={value}", f"a value like {old!r}", "correct the value") from None
     return getattr(replace(owner, {field: value}, key), field)

@@ -5,7 +5,7 @@ Each is a configuration as `train --config` reads it; docs/results.md has the fi
 
 from typing import Any
 
-SGD: dict[str, Any] = {"optimizer": "sgd", "lr": 0.1, "weight_decay": 5e-4}
+SGD: dict[str, Any] = {"optimizer": "sgd", "lr": 0.05, "weight_decay": 5e-4}
 
 STARTS: dict[str, dict[str, Any]] = {
     "resnet": {

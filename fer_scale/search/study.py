@@ -30,9 +30,7 @@ class Study:
     :data:`STARTS`; from there on grouped TPE (Bergstra et al. 2011) decides.
     """
 
-    def __init__(
-        self, journal: Path, families: Sequence[str], fixed: Mapping[str, Any], seed: int, name: str
-    ) -> None:
+    def __init__(self, journal: Path, families: Sequence[str], fixed: Mapping[str, Any], seed: int, name: str) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # group=True is one

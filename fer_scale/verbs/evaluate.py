@@ -63,17 +63,13 @@ def evaluate(
     faces = Store.open(os.fspath(store))
     models = _predict([_load(path, faces) for path in paths], _names(paths), faces, split)
     figures = [_figures(model, faces, split, path) for model, path in zip(models, paths, strict=True)]
-    result: dict[str, Any] = (
-        figures[0] if len(models) == 1 else {"models": figures, "comparison": _compare(models)}
-    )
+    result: dict[str, Any] = figures[0] if len(models) == 1 else {"models": figures, "comparison": _compare(models)}
     with storage.publishing(out, overwrite, last="metrics.json") as folder:
         pq.write_table(
             pa.concat_tables([_table(model, faces.classes) for model in models]),
             folder / "predictions.parquet",
         )
-        (folder / "report.html").write_text(
-            page(models, figures, result.get("comparison"), faces, split), "utf-8"
-        )
+        (folder / "report.html").write_text(page(models, figures, result.get("comparison"), faces, split), "utf-8")
         (folder / "metrics.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
     for model, own in zip(models, figures, strict=True):
         say(
@@ -135,9 +131,7 @@ def _figures(model: Model, store: Store, split: str, path: str) -> dict[str, Any
         **summarise(model.probabilities, model.labels, store.classes),
         "ece_uncalibrated": expected_calibration_error(model.uncalibrated, model.labels),
         "temperature": model.bundle.temperature,
-        "share_at_error": {
-            f"{error:g}": share_at_error(model.probabilities, model.labels, error) for error in ERRORS
-        },
+        "share_at_error": {f"{error:g}": share_at_error(model.probabilities, model.labels, error) for error in ERRORS},
         "split": split,
         "model_id": model.bundle.model_id,
         "bundle": path,

@@ -158,9 +158,7 @@ def _shown(plan: epochs.Plan) -> Iterator[None]:
             while not done.wait(pause):
                 curve = (checkpoints.state() or {"curve": []})["curve"]
                 for row in curve[shown:]:
-                    share = (
-                        row["epoch"] / plan.epochs if plan.epochs else row["seconds"] / (plan.seconds or 1.0)
-                    )
+                    share = row["epoch"] / plan.epochs if plan.epochs else row["seconds"] / (plan.seconds or 1.0)
                     rate = f"{row['images_per_second']:.0f} images/s"
                     note = f"epoch {row['epoch']:.1f}, val {row['val_accuracy']:.4f}, {rate}"
                     meter.advance(min(round(100 * share), 100) - meter.done, note)
@@ -249,9 +247,7 @@ def _summary(made: bundle.Bundle, out: str, seconds: float) -> dict[str, Any]:
 def _configuration(
     from_search: str | os.PathLike[str] | None, family: str | None, config: str | os.PathLike[str] | None
 ) -> Configuration:
-    given = [
-        name for name, value in (("--from", from_search), ("--family", family), ("--config", config)) if value
-    ]
+    given = [name for name, value in (("--from", from_search), ("--family", family), ("--config", config)) if value]
     if len(given) != 1:
         received = " and ".join(given) or "none of --from, --family and --config"
         raise InputError(received, "exactly one of --from, --family and --config", "say what to fit")
@@ -268,9 +264,7 @@ def _configuration(
         )
     board = storage.read_json(path)["trials"]
     if not board:
-        raise InputError(
-            f"{path} without a scored trial", "at least one", "search again with a larger --time-budget"
-        )
+        raise InputError(f"{path} without a scored trial", "at least one", "search again with a larger --time-budget")
     return Configuration.from_dict(board[0]["configuration"])
 
 

@@ -48,9 +48,7 @@ class Pictures:
 class Climber(ray.tune.Trainable):
     """A Ray Tune trial: each step is a rung. The actor is kept from one trial to the next, with its imports."""
 
-    def setup(
-        self, config: dict[str, Any], pictures: Any = None, num_classes: int = 0, threads: int = 1
-    ) -> None:
+    def setup(self, config: dict[str, Any], pictures: Any = None, num_classes: int = 0, threads: int = 1) -> None:
         """Called once an actor."""
         import torch
 
@@ -134,9 +132,7 @@ class Proposer(Searcher):
         if "rung" in result:
             self._search.score(self._numbers[trial_id], result)
 
-    def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
-    ) -> None:
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """A trial ended: at the top, pruned, out of time, or by an error."""
         number = self._numbers.pop(trial_id)
         if error or result is None:
@@ -204,9 +200,7 @@ def tune(
         slots = _slots(cluster, cpus_per_trial, gpus_per_trial)
         if overwrite:
             storage.delete(out)
-        with Search(
-            out, faces, chosen, fixed, budget=budget, slots=slots, deadline=deadline, seed=seed
-        ) as search:
+        with Search(out, faces, chosen, fixed, budget=budget, slots=slots, deadline=deadline, seed=seed) as search:
             proposer = Proposer(search, max_trials or UNLIMITED, seed)
             trial = ray.tune.with_parameters(
                 Climber,

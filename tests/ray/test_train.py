@@ -131,9 +131,7 @@ def test_the_clock_ends_a_fit_with_its_rate_annealed(store: Path, config: Path, 
 
 
 @pytest.mark.parametrize("killed", ["driver", "worker"])
-def test_killed_it_goes_on_from_its_last_checkpoint(
-    killed: str, store: Path, config: Path, tmp_path: Path
-) -> None:
+def test_killed_it_goes_on_from_its_last_checkpoint(killed: str, store: Path, config: Path, tmp_path: Path) -> None:
     out = tmp_path / "b"
     command = [sys.executable, "-m", "fer_scale", "train", str(store), "--out", str(out), "--config", str(config)]
     child = subprocess.Popen([*command, "--epochs", "12"], start_new_session=True)
@@ -171,9 +169,7 @@ def test_killed_it_goes_on_from_its_last_checkpoint(
         ({"from_search": "nowhere"}, "leaderboard.json"),
     ],
 )
-def test_what_cannot_be_is_refused_at_once(
-    options: dict[str, Any], said: str, store: Path, tmp_path: Path
-) -> None:
+def test_what_cannot_be_is_refused_at_once(options: dict[str, Any], said: str, store: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=said):
         fer_scale.train(store, out=tmp_path / "b", quiet=True, **options)
     assert not (tmp_path / "b").exists()

@@ -95,9 +95,7 @@ def test_an_output_that_is_not_empty_is_refused(searched: tuple[Path, dict[str, 
         ({"time_budget": "long"}, "time-budget"),
     ],
 )
-def test_what_cannot_be_is_refused_at_once(
-    options: dict[str, Any], said: str, store: Path, tmp_path: Path
-) -> None:
+def test_what_cannot_be_is_refused_at_once(options: dict[str, Any], said: str, store: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=said):
         fer_scale.tune(store, out=tmp_path / "s", **{**OPTIONS, **options})
     assert not (tmp_path / "s").exists()

@@ -13,9 +13,7 @@ def test_more_than_the_cluster_has_is_refused() -> None:
     cluster = Cluster(cpus=2, gpus=0, nodes=1, largest=2, ours=True)
     cluster.require(cpus=2)
     cluster.require(cpus=3 * (2 / 3))
-    with pytest.raises(
-        InputError, match="3 CPUs were asked for; expected at most the 2 that the cluster has"
-    ):
+    with pytest.raises(InputError, match="3 CPUs were asked for; expected at most the 2 that the cluster has"):
         cluster.require(cpus=3)
     with pytest.raises(InputError, match="1 GPUs were asked for"):
         cluster.require(cpus=1, gpus=1)

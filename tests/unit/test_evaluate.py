@@ -63,8 +63,7 @@ def make_store(path: Path, counts: dict[str, int], classes: list[str] = CLASSES,
             sha = pixel_sha256(Image.open(io.BytesIO(data)))
             rows.append((f"{split}/{i:04d}.png", data, label, split, "drawn", 48, 48, sha))
     columns = [
-        pa.array(column, field.type)
-        for column, field in zip(zip(*rows, strict=True), STORE_SCHEMA, strict=True)
+        pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), STORE_SCHEMA, strict=True)
     ]
     table = pa.table(columns, schema=STORE_SCHEMA)
     (path / "data").mkdir(parents=True)
@@ -101,9 +100,7 @@ def fitted(store: Path, steps: int, seed: int) -> Network:
     return network
 
 
-def make_bundle(
-    path: Path, network: Network, fingerprint: str = "drawn-0", classes: list[str] = CLASSES
-) -> Path:
+def make_bundle(path: Path, network: Network, fingerprint: str = "drawn-0", classes: list[str] = CLASSES) -> Path:
     path.mkdir()
     facts = {
         "data_fingerprint": fingerprint,
@@ -203,9 +200,7 @@ def test_classes_in_another_order_are_the_same_classes(work: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize(("split", "said"), [("train", "training accuracy"), ("val", "a little too good")])
-def test_report_says_when_the_model_knows_the_faces(
-    work: Path, tmp_path: Path, split: str, said: str
-) -> None:
+def test_report_says_when_the_model_knows_the_faces(work: Path, tmp_path: Path, split: str, said: str) -> None:
     evaluate(work / "long", work / "store", out=tmp_path / "report", split=split, quiet=True)
     assert said in (tmp_path / "report" / "report.html").read_text()
 
@@ -247,9 +242,7 @@ def test_no_bundle_is_refused(work: Path, tmp_path: Path) -> None:
         evaluate([], work / "store", out=tmp_path / "report", quiet=True)
 
 
-def test_the_lines_of_the_model_card_run(
-    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_lines_of_the_model_card_run(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", card_of(work / "store"), re.S)
     face = tmp_path / "face.png"
     face.write_bytes(mouth("surprised", np.random.default_rng(5)))

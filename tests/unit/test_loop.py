@@ -32,9 +32,7 @@ def faces() -> Faces:
 def make(recipe: Recipe, faces: Faces) -> tuple[Learner, Batches]:
     torch.manual_seed(0)
     network = {"variant": "slim10", "width": 0.25, "weights": "none", "dense": "none", "dropout": 0.0}
-    configuration = Configuration.from_dict(
-        {"family": "resnet", "network": network, "preprocessing": {"channels": 1}}
-    )
+    configuration = Configuration.from_dict({"family": "resnet", "network": network, "preprocessing": {"channels": 1}})
     learner = Learner(build(configuration, 2), recipe, class_counts=[48, 48], seed=3, device=CPU)
     return learner, Batches(faces, 2, recipe.batch_size, 3, CPU)
 
@@ -118,7 +116,7 @@ class TestAugment:
         augment = Augment(1.0, seed=0)
         first, again, other = (augment(self.images, augment.draws(step, 2)) for step in (4, 4, 5))
         assert first.shape == self.images.shape
-        assert 0 <= first.min() and first.max() <= 255  # noqa: PT018
+        assert first.min() >= 0 and first.max() <= 255  # noqa: PT018
         assert torch.equal(first, again)
         assert not torch.equal(first, other)
 

@@ -33,9 +33,7 @@ def test_wilson_interval_of_nothing_is_everything() -> None:
 
 
 def test_summary_by_hand() -> None:
-    probabilities = np.array(
-        [[0.8, 0.1, 0.1], [0.6, 0.3, 0.1], [0.2, 0.7, 0.1], [0.1, 0.6, 0.3]], dtype=np.float32
-    )
+    probabilities = np.array([[0.8, 0.1, 0.1], [0.6, 0.3, 0.1], [0.2, 0.7, 0.1], [0.1, 0.6, 0.3]], dtype=np.float32)
     summary = summarise(probabilities, np.array([0, 1, 1, 2]), CLASSES)
     assert summary["accuracy"] == 0.5
     assert summary["confusion"] == [[1, 0, 0], [1, 1, 0], [0, 1, 0]]

@@ -82,17 +82,13 @@ def trials(count: int = 40) -> pd.DataFrame:
         "status": "failed",
         "reason": "the loss is <not> finite",
     }
-    rows.append(
-        failed | dict.fromkeys(("accuracy", "accuracy_low", "accuracy_high", "parameters", "weights"))
-    )
+    rows.append(failed | dict.fromkeys(("accuracy", "accuracy_low", "accuracy_high", "parameters", "weights")))
     return pd.DataFrame(rows)
 
 
 def test_search_report_stands_alone_and_ranks() -> None:
     table = trials()
-    html = report.search(
-        table, {"seconds": 4000.0, "store": "faces & more", "rungs": [1.5, 4.5], "commit": None}
-    )
+    html = report.search(table, {"seconds": 4000.0, "store": "faces & more", "rungs": [1.5, 4.5], "commit": None})
     check(html)
     best = table.loc[table.accuracy.idxmax()]
     assert html.index(f"trial {best.trial_id}") == html.index("trial t")
