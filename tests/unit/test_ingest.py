@@ -70,7 +70,7 @@ def test_class_folders_become_a_store_with_all_four_splits(tmp_path):
     assert all(row["image"] == (tmp_path / "faces" / row["id"]).read_bytes() for row in rows)
     store = Store.open(str(tmp_path / "store"))
     faces = store.faces("train", Preprocessing(size=16))
-    assert faces.images.shape == (60, 1, 16, 16)
+    assert faces.images.shape == (64, 1, 16, 16)
     assert Counter(faces.labels.tolist()) == dict.fromkeys(range(4), 15)
 
 
