@@ -16,11 +16,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = Path("build/demo")
-FACES = 600
+FACES = 2000
 """Drawn faces that are labelled."""
-UNLABELLED = 200
+UNLABELLED = 300
 """Drawn faces in the folder that is labelled at the end."""
-SEARCH, FIT = "60s", "50s"
+SEARCH, FIT = "70s", "90s"
 """Wall time of the search and of the fit."""
 
 
