@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,7 @@ from fer_scale.errors import InputError, MissingPathError
 
 TRANSFERS = 8
 """Files that are moved to or from S3 at the same time."""
+_OCTAL = re.compile(rb"\\([0-7]{3})")
 
 
 def check_output(
@@ -45,16 +47,17 @@ def check_output(
     Raises:
         InputError: the output is a file, is not empty and neither flag was given, or would replace an input.
     """
-    path = normal(path)
+    path = _real(path)
     if overwrite and resume:
         raise InputError("both --resume and --overwrite", "one of them", "drop the other")
-    for source in map(normal, inputs):
+    for source in map(_real, inputs):
         if source == path or source.startswith(f"{path.rstrip('/')}/"):
             raise InputError(f"the output {path} holds the input {source}", "an output of its own", "choose another")
     if not path.startswith(_s3.SCHEME):
         if os.path.lexists(path) and not os.path.isdir(path):
             raise InputError(f"the output {path} is a file", "a folder", "choose another path")
-        if overwrite and (path == os.path.expanduser("~") or f"{os.getcwd()}/".startswith(f"{path.rstrip('/')}/")):
+        home, here = os.path.realpath(os.path.expanduser("~")), f"{os.getcwd()}/"
+        if overwrite and (path == home or here.startswith(f"{path.rstrip('/')}/")):
             raise InputError(
                 f"--overwrite would replace {path}, a folder that you work in",
                 "a folder for this output alone",
@@ -80,26 +83,60 @@ def _check_writable(path: str) -> None:
 def publishing(dest: PathLike, overwrite: bool = False, last: str = "manifest.json") -> Iterator[Path]:
     """A local folder to write into, which becomes `dest` when the block ends and vanishes when it fails.
 
-    A local `dest` is renamed into place. In S3, which has no rename, the files are uploaded with `last` as
-    the last of them, and an old `last` is removed first: a folder without it is not complete.
+    Locally that is one rename. A `dest` that cannot be renamed over (a mount point, or a folder in one that this
+    user may not write) is filled entry by entry with `last` as the last, and put back as it was when that fails.
+
+    S3 has no rename. There an old `last` goes first, so that it never describes what is half replaced (a folder
+    without it is not complete); then the files are uploaded, `last` after all others, and then old ones that are not
+    among them are deleted. Until the new folder is complete nothing old is deleted but `last`, so there is always
+    something to go on from. When the upload fails, a folder that was not there before is removed again.
 
     Raises:
         InputError: `dest` is not empty and `overwrite` is false, or there is no space or permission to write.
     """
-    dest = normal(dest)
+    dest = _real(dest)
     check_output(dest, overwrite)
     remote = dest.startswith(_s3.SCHEME)
-    staging = beside(os.path.join(tempfile.gettempdir(), name(dest)) if remote else dest, "partial")
+    within = not remote and _is_fixed(dest)
+    if remote:
+        staging = beside(os.path.join(tempfile.gettempdir(), name(dest)), "partial")
+    else:
+        staging = beside(os.path.join(dest, os.path.basename(dest)) if within else dest, "partial")
     try:
         with _written_here(staging):
             os.makedirs(staging)
             yield Path(staging)
             if remote:
                 _upload(staging, dest, last)
+            elif within:
+                _fill(staging, dest, overwrite, last)
             else:
-                _swap(staging, dest, overwrite)
+                with translated(dest):
+                    _swap(staging, dest, overwrite)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _real(path: PathLike) -> str:
+    """The path, and locally where links lead from it: a link to a folder stays one."""
+    path = normal(path)
+    return path if path.startswith(_s3.SCHEME) else os.path.realpath(path)
+
+
+def _is_fixed(path: str) -> bool:
+    """Whether a folder is there that cannot be renamed."""
+    if not os.path.isdir(path):
+        return False
+    return not os.access(os.path.dirname(path), os.W_OK | os.X_OK) or _is_mount(path)
+
+
+def _is_mount(path: str) -> bool:
+    try:
+        mounts = Path("/proc/self/mountinfo").read_bytes().splitlines()
+    except OSError:  # not Linux; there this misses what is mounted from the same file system
+        return os.path.ismount(path)
+    # proc_pid_mountinfo(5): the fifth field is the mount point, with spaces and the like in octal
+    return any(_OCTAL.sub(lambda m: bytes([int(m[1], 8)]), line.split()[4]) == os.fsencode(path) for line in mounts)
 
 
 @contextmanager
@@ -133,24 +170,52 @@ def _swap(staging: str, dest: str, overwrite: bool) -> None:
         raise
 
 
+def _fill(staging: str, dest: str, overwrite: bool, last: str) -> None:
+    """Move what is in ``staging``, a folder within ``dest``, into place."""
+    mine = os.path.basename(staging)
+    old = f"{staging}-old"
+    there = [entry for entry in os.listdir(dest) if entry != mine]
+    if not overwrite and not all(entry.startswith(mine.rpartition("-")[0]) for entry in there):
+        check_output(dest)  # somebody else wrote there meanwhile
+    moved: list[tuple[str, str]] = []
+
+    def move(source: str, target: str) -> None:
+        os.rename(source, target)
+        moved.append((source, target))
+
+    os.mkdir(old)
+    try:
+        for entry in sorted(there if overwrite else (), key=lambda entry: entry != last):
+            move(os.path.join(dest, entry), os.path.join(old, entry))
+        for entry in sorted(os.listdir(staging), key=lambda entry: entry == last):
+            move(os.path.join(staging, entry), os.path.join(dest, entry))
+    except BaseException:
+        for source, target in reversed(moved):
+            os.rename(target, source)
+        os.rmdir(old)
+        raise
+    shutil.rmtree(old)
+
+
 def _upload(staging: str, dest: str, last: str) -> None:
     bucket, prefix = _s3.split(dest)
     files = {os.path.relpath(item.path, staging): item.path for item in list_files(staging)}
     keys = {inner: "/".join(filter(None, (prefix, inner))) for inner in files}
-    old = [_s3.split(item.path)[1] for item in list_s3(dest)]
+    old = {_s3.split(item.path)[1] for item in list_s3(dest)}
     with translated(dest):
-        delete_keys(bucket, [key for key in old if key == "/".join(filter(None, (prefix, last)))])
+        delete_keys(bucket, sorted(old & {"/".join(filter(None, (prefix, last)))}))
         client = _s3.client()
         try:
             with ThreadPoolExecutor(TRANSFERS) as pool:
                 first = [inner for inner in files if inner != last]
                 list(pool.map(lambda inner: client.upload_file(files[inner], bucket, keys[inner]), first))
-            delete_keys(bucket, [key for key in old if key not in keys.values()])
             if last in files:
                 client.upload_file(files[last], bucket, keys[last])
         except BaseException:
-            delete_keys(bucket, list(keys.values()))
+            if not old:  # else it would take what was to be replaced, and with it what is left to go on from
+                delete_keys(bucket, sorted(keys.values()))
             raise
+        delete_keys(bucket, sorted(old - set(keys.values())))
 
 
 def fetch_dir(path: PathLike) -> Path:

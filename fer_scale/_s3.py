@@ -21,6 +21,7 @@ from botocore.exceptions import (
     ConnectionError,
     HTTPClientError,
     NoCredentialsError,
+    ParamValidationError,
     PartialCredentialsError,
 )
 
@@ -32,6 +33,7 @@ REFUSED = {
     "401", "403", "AccessDenied", "AllAccessDisabled", "ExpiredToken", "Forbidden", "InvalidAccessKeyId",
     "InvalidToken", "SignatureDoesNotMatch", "TokenRefreshRequired",
 }  # fmt: skip
+CREDENTIALS = {"ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch", "TokenRefreshRequired"}
 
 
 def split(path: str) -> tuple[str, str]:
@@ -140,3 +142,11 @@ def _of_client_error(path: str, error: ClientError) -> Exception:
             "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy",
         )
     return error
+
+
+def is_outage(error: InputError) -> bool:
+    """Whether S3 as a whole cannot be used (network, credentials, settings), rather than the one path asked for."""
+    cause = error.__cause__
+    if isinstance(cause, ClientError):
+        return cause.response.get("Error", {}).get("Code") in CREDENTIALS
+    return isinstance(cause, BotoCoreError) and not isinstance(cause, ParamValidationError)

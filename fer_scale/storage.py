@@ -25,6 +25,7 @@ from fer_scale._files import (
     write_bytes,
 )
 from fer_scale._folders import check_output, fetch_dir, publishing
+from fer_scale._s3 import is_outage
 
 __all__ = [
     "FileInfo",
@@ -37,6 +38,7 @@ __all__ = [
     "filesystem",
     "is_dir",
     "is_empty",
+    "is_outage",
     "is_s3",
     "join",
     "list_files",

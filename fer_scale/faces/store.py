@@ -88,14 +88,22 @@ class Store:
         """The rows of one split, in the store's order.
 
         Raises:
-            InputError: the store has no such split; the line lists those it has.
+            InputError: the store has no such split (the line lists those it has), or is not whole.
         """
-        if not sum(self.counts.get(split, {}).values()):
+        expected = sum(self.counts.get(split, {}).values())
+        if not expected:
             there = ", ".join(name for name, by_class in self.counts.items() if sum(by_class.values()))
             raise InputError(f"split {split!r} of {self.path}", f"one of {there}", "name one of them")
         filesystem, inner = storage.filesystem(storage.join(self.path, "data"))
         dataset = ds.dataset(inner, filesystem=filesystem, format="parquet", schema=STORE_SCHEMA)
-        return dataset.to_table(columns=columns, filter=pc.field("split") == split)
+        table = dataset.to_table(columns=columns, filter=pc.field("split") == split)
+        if table.num_rows != expected:  # files of another store, or too few: what a replacement that broke off leaves
+            raise InputError(
+                f"{self.path} holds {table.num_rows:,} rows of {split}, not the {expected:,} of its manifest",
+                "a whole face store",
+                "ingest the source again with --overwrite",
+            )
+        return table
 
     def faces(self, split: str, preprocessing: Preprocessing) -> Faces:
         """One split decoded into memory: ``N * C * S * S`` bytes.

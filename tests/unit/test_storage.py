@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fer_scale import _s3, storage
+from fer_scale import _folders, _s3, storage
 from fer_scale.errors import InputError, MissingPathError
 
 
@@ -45,6 +45,8 @@ def test_write_read_list_delete(root: str) -> None:
     assert single.size == 1
     storage.write_bytes(single.path, b"changed")
     assert storage.read_bytes(single.path) == b"changed"
+    assert storage.read_bytes(single.path, 3) == b"cha"
+    assert storage.read_bytes(single.path, 99) == b"changed"
     assert next(iter(storage.list_files(single.path))).version != single.version
     with storage.open_input(single.path) as file:
         file.seek(3)
@@ -115,6 +117,73 @@ def test_nothing_is_published_by_a_block_that_fails(root: str) -> None:
         (staging / "new").write_text("new")
         raise KeyboardInterrupt
     assert below(root) == ["out/old"]
+
+
+def test_a_replacement_in_s3_that_fails_leaves_what_is_left_of_the_old(s3: str) -> None:
+    out = f"{s3}/out"
+    for inner in ("manifest.json", "data/a", "data/b"):
+        storage.write_bytes(storage.join(out, inner), b"old")
+    no_key = "\udcff"  # a name that is no UTF-8, which no key can be
+    for last, left in (("manifest.json", ["data/a", "data/b"]), (no_key, ["data/a", "data/b", "manifest.json"])):
+        with pytest.raises(UnicodeEncodeError), storage.publishing(out, overwrite=True, last=last) as staging:
+            (staging / "data").mkdir()
+            (staging / "data/a").write_text("new")
+            (staging / no_key).write_text("new")
+        assert below(out) == left
+        storage.write_bytes(storage.join(out, "manifest.json"), b"old")
+    assert storage.read_bytes(storage.join(out, "data/b")) == b"old"
+
+
+def test_an_output_that_is_a_link_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    for overwrite in (False, True):
+        with storage.publishing(tmp_path / "out", overwrite) as staging:
+            (staging / str(overwrite)).touch()
+        assert below(str(tmp_path / "disk")) == [str(overwrite)]
+    assert (tmp_path / "out").is_symlink()
+    storage.write_bytes(tmp_path / "disk/in/a", b"a")
+    with pytest.raises(InputError, match="holds the input"):
+        storage.check_output(tmp_path / "out", overwrite=True, inputs=[tmp_path / "disk/in"])
+
+
+def publish_twice_and_fail_once(out: Path) -> None:
+    with storage.publishing(out) as staging:
+        (staging / "a").mkdir()
+        (staging / "a/1").write_text("1")
+        (staging / "manifest.json").write_text("{}")
+    assert below(str(out)) == ["a/1", "manifest.json"]
+    with pytest.raises(InputError, match="not empty"), storage.publishing(out):
+        pytest.fail("the block must not be entered")
+    with pytest.raises(KeyboardInterrupt), storage.publishing(out, overwrite=True) as staging:
+        (staging / "b").write_text("b")
+        raise KeyboardInterrupt
+    assert below(str(out)) == ["a/1", "manifest.json"]
+    with storage.publishing(out, overwrite=True) as staging:
+        (staging / "a").write_text("2")
+    assert [path.name for path in out.iterdir()] == ["a"]
+    assert (out / "a").read_text() == "2"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_published_into_a_folder_below_a_locked_one(tmp_path: Path) -> None:
+    out = tmp_path / "lock/out"
+    out.mkdir(parents=True)
+    out.parent.chmod(0o500)
+    try:
+        publish_twice_and_fail_once(out)
+        storage.delete(out)
+        assert list(out.iterdir()) == []
+    finally:
+        out.parent.chmod(0o700)
+
+
+def test_published_entry_by_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _folders._is_mount("/proc") or not os.path.exists("/proc/self/mountinfo")
+    assert not _folders._is_fixed(str(tmp_path))
+    monkeypatch.setattr(_folders, "_is_fixed", os.path.isdir)
+    (tmp_path / "out").mkdir()
+    publish_twice_and_fail_once(tmp_path / "out")
 
 
 def test_publishing_into_a_bucket_that_is_not_there(s3: str) -> None:
