@@ -13,7 +13,7 @@ from typing import IO, Any
 from fer_scale import storage
 from fer_scale.errors import InputError
 from fer_scale.faces.folders import Layout, Listing, is_hidden, utf8
-from fer_scale.faces.images import MAX_BYTES, ImageError
+from fer_scale.faces.images import MAX_BYTES, ImageError, too_large
 from fer_scale.faces.records import Columns, Record
 from fer_scale.faces.tables import CsvSource
 
@@ -100,7 +100,7 @@ class ArchiveSource:
 
 def _payload(open_member: Callable[[], IO[bytes]], size: int) -> bytes | Callable[[], bytes]:
     if size > MAX_BYTES:
-        return partial(_refuse, ImageError("too_large", f"{size:,} bytes; the limit is {MAX_BYTES:,}"))
+        return partial(_refuse, too_large(size))
     try:
         with open_member() as member:
             return member.read(MAX_BYTES + 1)  # the size above is only the archive's word

@@ -119,7 +119,7 @@ class FolderSource:
         for name, size in self.listing:
             if self.layout.is_input(name):
                 split, label = self.layout.of(name)
-                payload = partial(read_picture, f"{self.root.rstrip('/')}/{name}")
+                payload = partial(read_picture, f"{self.root.rstrip('/')}/{name}", size)
                 yield Record(utf8(name), payload, utf8(label), split, source, size)
 
 

@@ -40,6 +40,11 @@ class ImageError(Exception):
         self.detail = detail
 
 
+def too_large(size: int) -> ImageError:
+    """What more than `MAX_BYTES` are answered with."""
+    return ImageError("too_large", f"{size:,} bytes; the limit is {MAX_BYTES:,}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
     """What a network sees of a picture."""

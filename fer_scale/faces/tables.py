@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fer_scale import storage
-from fer_scale.errors import InputError, MissingPathError
-from fer_scale.faces.images import ImageError
+from fer_scale.errors import InputError
+from fer_scale.faces.images import MAX_BYTES, ImageError, too_large
 from fer_scale.faces.records import FER2013_LABELS, Columns, Record, is_pixel_text, png_of_pixel_text
 
 BATCH_ROWS = 256
@@ -70,8 +70,14 @@ class ParquetSource:
         path = storage.join(self.root, name)
         try:
             return pq.ParquetFile(storage.open_input(path), pre_buffer=False, buffer_size=BUFFER_BYTES)
-        except pa.ArrowInvalid as error:
-            raise InputError(f"{path} ({str(error)[:120]})", "a Parquet file", "check or remove the file") from None
+        except (pa.ArrowException, OSError) as error:
+            raise _damaged(path, error) from error
+
+    def _batches(self, name: str, file: pq.ParquetFile, rows: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        try:
+            yield from file.iter_batches(batch_size=rows, columns=columns)
+        except (pa.ArrowException, OSError) as error:  # a page may be damaged where the footer is sound
+            raise _damaged(storage.join(self.root, name), error) from error
 
     def labels(self) -> Counter[str]:
         """Rows by raw label, from the label column alone; split names are checked on the way.
@@ -83,7 +89,7 @@ class ParquetSource:
         for name in self._names:
             with self._open(name) as file:
                 wanted = [c for c in (self.columns.label, self.columns.split) if c is not None]
-                for batch in file.iter_batches(batch_size=65536, columns=wanted):
+                for batch in self._batches(name, file, 65536, wanted):
                     counts.update(
                         {_text(v["values"]): v["counts"] for v in batch[self.columns.label].value_counts().to_pylist()}
                     )
@@ -100,7 +106,7 @@ class ParquetSource:
             folder = storage.join(self.root, name).rpartition("/")[0]
             with self._open(name) as file:
                 read = _reader_of(file.schema_arrow.field(columns.image).type) or _bytes_of
-                for batch in file.iter_batches(batch_size=_batch_rows(file), columns=self._wanted):
+                for batch in self._batches(name, file, _batch_rows(file), self._wanted):
                     for cells in batch.to_pylist():
                         given = "" if columns.id is None else _text(cells[columns.id])
                         payload = read(cells[columns.image], folder)
@@ -113,6 +119,10 @@ class ParquetSource:
                             size=len(payload) if isinstance(payload, bytes) else 0,
                         )
                         row += 1
+
+
+def _damaged(path: str, error: Exception) -> InputError:
+    return InputError(f"{path} ({str(error)[:120]})", "a sound Parquet file", "check or remove the file")
 
 
 def _batch_rows(file: pq.ParquetFile) -> int:
@@ -153,16 +163,30 @@ def text_payload(value: str | None, folder: str) -> bytes | Callable[[], bytes]:
     return partial(read_picture, value if absolute else storage.join(folder, value))
 
 
-def read_picture(path: str) -> bytes:
+def read_picture(path: str, size: int | None = None) -> bytes:
     """The bytes of one picture file.
 
+    Args:
+        path: local or s3://.
+        size: as it was listed, where it was; one that was not is read up to the limit.
+
     Raises:
-        ImageError: it cannot be read (it is not there).
+        ImageError: it cannot be read, or is too large; the cause says why.
+        InputError: nothing can be read any more (no network, no credentials).
     """
+    if size is not None and size > MAX_BYTES:
+        raise too_large(size)
     try:
-        return storage.read_bytes(path)
-    except MissingPathError as error:
-        raise ImageError("unreadable", str(error)[:200]) from None
+        data = storage.read_bytes(path, MAX_BYTES + 1 if size is None else None)
+    except InputError as error:
+        if storage.is_outage(error):
+            raise
+        raise ImageError("unreadable", str(error)[:200]) from error
+    except (OSError, ValueError) as error:  # a cell may hold anything: a name that is too long, one with a NUL
+        raise ImageError("unreadable", f"{type(error).__name__}: {error}"[:200]) from error
+    if len(data) > MAX_BYTES:
+        raise ImageError("too_large", f"more than {MAX_BYTES:,} bytes, which is the limit")
+    return data
 
 
 OpenText = Callable[[str], AbstractContextManager[io.TextIOWrapper]]

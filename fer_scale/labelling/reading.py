@@ -9,12 +9,11 @@ from itertools import islice
 from typing import Any
 
 import pyarrow as pa
-from botocore.exceptions import ClientError
 
 from fer_scale import storage
-from fer_scale.errors import InputError, MissingPathError
-from fer_scale.faces.images import MAX_BYTES, ImageError
-from fer_scale.faces.tables import text_payload
+from fer_scale.errors import MissingPathError
+from fer_scale.faces.images import MAX_BYTES, ImageError, too_large
+from fer_scale.faces.tables import read_picture, text_payload
 from fer_scale.labelling.tables import csv_rows, open_parquet
 from fer_scale.labelling.units import Item, Unit
 
@@ -121,19 +120,12 @@ class Reader:
 
 
 def _file(path: str, item: Item) -> bytes:
-    if item.size > MAX_BYTES:
-        return _too_large(item)()
     try:
-        return storage.read_bytes(path)
-    except MissingPathError:
-        raise ImageError("missing", "the file was removed after it was listed") from None
-    except InputError as error:
-        # A refusal of this one file is its own fault; no network or no credentials is a reason to stop.
-        if isinstance(error.__cause__, OSError | ClientError):
-            raise ImageError("unreadable", str(error)[:200]) from None
+        return read_picture(path, item.size)
+    except ImageError as error:
+        if isinstance(error.__cause__, MissingPathError):
+            raise ImageError("missing", "the file was removed after it was listed") from None
         raise
-    except OSError as error:
-        raise ImageError("unreadable", f"{type(error).__name__}: {error}"[:200]) from None
 
 
 def _cell(value: Any, folder: str) -> Payload:
@@ -180,4 +172,7 @@ def _failing(reason: str, detail: str) -> Payload:
 
 
 def _too_large(item: Item) -> Payload:
-    return _failing("too_large", f"{item.size:,} bytes; the limit is {MAX_BYTES:,}")
+    def fail() -> bytes:
+        raise too_large(item.size)
+
+    return fail

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import tarfile
 import zipfile
 from collections import Counter
@@ -71,7 +72,7 @@ def test_class_folders_become_a_store_with_all_four_splits(tmp_path):
     store = Store.open(str(tmp_path / "store"))
     faces = store.faces("train", Preprocessing(size=16))
     assert faces.images.shape == (64, 1, 16, 16)
-    assert Counter(faces.labels.tolist()) == dict.fromkeys(range(4), 15)
+    assert Counter(faces.labels.tolist()) == dict.fromkeys(range(4), 16)
 
 
 def test_every_kind_of_row_is_counted_once_and_can_be_found_again(tmp_path):
@@ -234,6 +235,28 @@ def test_a_csv_of_paths_reads_the_pictures_beside_it(tmp_path):
     assert rows_of(tmp_path / "store", "rejects")[0]["reason"] == "unreadable"
 
 
+def test_cells_that_lead_to_no_picture_are_rejected_one_by_one(tmp_path):
+    class_folders(tmp_path / "faces", 5, TWO)
+    rows = [{"image": f"faces/{label}/{n:03}.png", "label": label} for label in TWO for n in range(5)]
+    cells = ("http://host/a.png", "faces", "faces/sad/000.png/a", "n" * 300, "a\0b.png", "s3://", "faces/huge.png")
+    rows += [{"image": cell, "label": "happy"} for cell in cells]
+    (tmp_path / "faces/huge.png").touch()
+    os.truncate(tmp_path / "faces/huge.png", 2**40)  # takes no room on the disk; nobody's memory would hold it
+    result = ingest(parquet(tmp_path / "list.parquet", rows), tmp_path / "store", classes=TWO, quiet=True)
+    assert (result["kept"], result["rejected"]) == (10, len(cells))
+    reasons = Counter(row["reason"] for row in rows_of(tmp_path / "store", "rejects"))
+    assert reasons == {"unreadable": len(cells) - 1, "too_large": 1}
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path):
+    root = class_folders(tmp_path / "faces", 5)
+    (root / "sad/huge.png").touch()
+    os.truncate(root / "sad/huge.png", 2**40)
+    result = ingest(root, tmp_path / "store", quiet=True)
+    assert (result["kept"], result["rejected"]) == (20, 1)
+    assert rows_of(tmp_path / "store", "rejects")[0]["reason"] == "too_large"
+
+
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
 def test_archives_give_the_same_store_as_their_folder(tmp_path, kind):
     root = class_folders(tmp_path / "faces", 6)
@@ -348,6 +371,21 @@ def test_wrong_sources_get_one_clear_line(tmp_path):
     (tmp_path / "flat").mkdir()
     (tmp_path / "flat/a.png").write_bytes(picture(1))
     assert "no class folders" in wrong(tmp_path, tmp_path / "flat")
+
+
+@pytest.mark.parametrize("column", ["label", "image"])
+def test_a_damaged_page_under_a_sound_footer_gets_one_clear_line(tmp_path, column):
+    rows = [{"label": TWO[n % 2], "image": picture(n)} for n in range(40)]
+    path = parquet(tmp_path / "faces.parquet", rows)
+    names = pq.read_schema(path).names
+    at = pq.ParquetFile(path).metadata.row_group(0).column(names.index(column))
+    data = bytearray(path.read_bytes())
+    start = at.dictionary_page_offset or at.data_page_offset
+    data[start : start + at.total_compressed_size] = b"\xff" * at.total_compressed_size
+    path.write_bytes(data)
+    line = wrong(tmp_path, path, classes=TWO)
+    assert "faces.parquet" in line
+    assert "expected a sound Parquet file" in line
 
 
 def test_classes_without_pictures_name_the_labels_seen(tmp_path):

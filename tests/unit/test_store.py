@@ -117,3 +117,23 @@ def test_fer2013_gives_the_counts_that_are_known_of_it(fer2013, tmp_path, capsys
     of_training = aside[(aside["split"] == "train") & aside["sha256"].isin(test)]
     assert len(of_training) == 210
     assert "training_ferplus_votes.parquet has no column image, label" in capsys.readouterr().err
+
+
+def test_a_store_with_files_that_are_not_its_own_is_refused(tmp_path, faces):
+    ingest(faces, tmp_path / "store", classes=TWO, quiet=True)
+    (there,) = (tmp_path / "store/data").glob("train-*.parquet")
+    (tmp_path / "store/data/train-00009.parquet").write_bytes(there.read_bytes())
+    with pytest.raises(InputError, match=r"24 rows of train, not the 12 of its manifest"):
+        Store.open(str(tmp_path / "store")).read("train")
+
+
+def test_pictures_in_s3_are_rejected_one_by_one_and_no_access_at_all_is_said(tmp_path, faces, s3, monkeypatch):
+    rows = [f"{path},{path.parent.name}" for path in sorted(faces.rglob("*.png"))]
+    rows += [f"{place},happy" for place in (f"{s3}/gone.png", "s3://no-such-bucket-here/a.png", "s3://Wrong!/a.png")]
+    (tmp_path / "list.csv").write_text("\n".join(["image,label", *rows]))
+    result = ingest(tmp_path / "list.csv", tmp_path / "store", classes=TWO, quiet=True)
+    assert (result["kept"], result["rejected"]) == (18, 3)
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(InputError, match="no complete AWS credentials"):
+        ingest(tmp_path / "list.csv", tmp_path / "other", classes=TWO, quiet=True)
