@@ -87,7 +87,10 @@ class Lease:
                     return
                 self._beats += 1
                 storage.write_bytes(self._path, self._text())
-            except InputError as error:  # the next beat may get through; if none does, the ledger's numbers guard
+            except Exception as error:
+                # Whatever it is (a disk that errs, an S3 that asks to slow down), a thread that ended here would let
+                # another run take over a live one. The next beat may get through; if none does, the numbers of the
+                # ledger's segments guard it.
                 warn(f"the heartbeat of this run could not be written: {error}")
 
     def _text(self) -> bytes:

@@ -6,7 +6,7 @@ import fnmatch
 import tarfile
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -15,12 +15,13 @@ import pyarrow as pa
 
 from fer_scale import storage
 from fer_scale.errors import InputError
+from fer_scale.faces.archives import TAR_ENDINGS, ZIP_ENDINGS
+from fer_scale.faces.sources import PARQUET_ENDINGS
 from fer_scale.labelling.tables import NoColumnError, csv_rows, open_parquet, picture_column
 from fer_scale.labelling.units import SLICES, Item, Unit, broken, ranges, stretches
 
-PARQUET = (".parquet", ".pq")
-ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-CONTAINERS = (*PARQUET, *ARCHIVES, ".csv")
+ARCHIVES = (*ZIP_ENDINGS, *TAR_ENDINGS)
+CONTAINERS = (*PARQUET_ENDINGS, *ARCHIVES, ".csv")
 LOOK_AHEAD = 8192
 """A source with fewer images is small: it is cut finer, so that all workers have some."""
 SMALL_UNIT, UNIT = 256, 1024
@@ -60,12 +61,10 @@ class Source:
         if _is_store(path):
             path = storage.join(path, "data")
         single = not storage.is_dir(path)
-        source = cls(path, False, single, image_column, id_column, include)
-        first = next(source._files(), None)
-        if first is None:
-            wanted = f" that match {include}" if include else ""
-            raise InputError(f"{path} holds no files{wanted}", "images to label", "check the path and --include")
-        found = cls(path, source._all_containers(), single, image_column, id_column, include)
+        source = cls(path, True, single, image_column, id_column, include)
+        found = replace(source, containers=source._all_containers())
+        if next(found._files(), None) is None:
+            raise found._nothing("files")
         if found.containers:
             found._check_first()
         return found
@@ -91,12 +90,21 @@ class Source:
         return SMALL_UNIT
 
     def _files(self) -> Iterator[tuple[str, storage.FileInfo]]:
-        """Relative path and file, sorted, of what ``include`` lets through."""
+        """Relative path and file, sorted, of what ``include`` lets through, and archives whose members it chooses."""
         skip = len(self.path.rpartition("/")[0] if self.single else self.path.rstrip("/")) + 1
         for file in storage.list_files(self.path):
             name = file.path[skip:]
-            if self.include is None or _matches(name, self.include):
+            if _matches(name, self.include) or (self.containers and self._chooses_within(name)):
                 yield name, file
+
+    def _chooses_within(self, name: str) -> bool:
+        """Whether the file is an archive and ``include`` a pattern for its members, rather than for archives."""
+        archives = name.lower().endswith(ARCHIVES)
+        return archives and self.include is not None and not self.include.lower().endswith(ARCHIVES)
+
+    def _nothing(self, kind: str) -> InputError:
+        wanted = f" that match {self.include}" if self.include else ""
+        return InputError(f"{self.path} holds no {kind}{wanted}", "images to label", "check the path and --include")
 
     def _all_containers(self) -> bool:
         visible = (name.lower() for name, _ in self._files() if not _hidden(name))
@@ -112,23 +120,23 @@ class Source:
             raise InputError(
                 f"{name}: {found[0].items[0].version}",
                 f"pictures in the column {self.image_column!r}"
-                if name.lower().endswith((*PARQUET, ".csv"))
+                if name.lower().endswith((*PARQUET_ENDINGS, ".csv"))
                 else "an archive",
                 "name yours with --image-column and --id-column"
                 if "column" in found[0].items[0].version
                 else "check the file",
             )
-        if not found and self.single:
-            raise InputError(f"{name} holds no images", "at least one", "check the file")
+        if not found and (self.single or self.include) and next(self.units(UNIT), None) is None:
+            raise self._nothing("images")
 
     def _container(self, name: str, file: storage.FileInfo, target: int) -> Iterator[Unit]:
         lower = name.lower()
         try:
-            if lower.endswith(PARQUET):
+            if lower.endswith(PARQUET_ENDINGS):
                 units = self._parquet(name, file, target)
             elif lower.endswith(".csv"):
                 units = self._csv(name, file, target)
-            elif lower.endswith(".zip"):
+            elif lower.endswith(ZIP_ENDINGS):
                 units = self._zip(name, file, target)
             else:
                 units = self._tar(name, file, target)
@@ -191,6 +199,8 @@ class Source:
 
     def _members(self, kind: Any, name: str, file: storage.FileInfo, members: list[Item], target: int) -> list[Unit]:
         prefix = "" if self.single else f"{_text(name)}/"
+        if self._chooses_within(name):
+            members = [m for m in members if any(_matches(n, self.include) for n in (m.name, prefix + m.name))]
         items = [Item(prefix + _text(m.name), m.name, m.size, m.version) for m in members]
         return [
             Unit(kind, file.path, _text(name), file.version, low, high, tuple(items[low:high]))
@@ -224,7 +234,7 @@ class Source:
     def _id_batches(self) -> Iterator["pd.Series[str]"]:
         for name, file in self._files():
             lower = name.lower()
-            if _hidden(name) or not lower.endswith((*PARQUET, ".csv")):
+            if _hidden(name) or not lower.endswith((*PARQUET_ENDINGS, ".csv")):
                 continue
             if lower.endswith(".csv"):
                 found = [given for given, _ in csv_rows(file.path, self.image_column, self.id_column) if given]
@@ -248,8 +258,9 @@ def _hidden(name: str) -> bool:
     return any(part.startswith((".", "_")) for part in name.split("/"))
 
 
-def _matches(name: str, pattern: str) -> bool:
-    return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name.rpartition("/")[2], pattern)
+def _matches(name: str, pattern: str | None) -> bool:
+    names = (name, name.rpartition("/")[2])
+    return pattern is None or any(fnmatch.fnmatchcase(each, pattern) for each in names)
 
 
 def _text(name: str) -> str:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -134,11 +135,13 @@ EXPECTED = {name: ("happy" if n > 127 else "sad", round(n / 255, 4)) for n, name
         (lambda d: zip_of(d / "faces.zip"), None),
         (lambda d: tar_of(d / "faces.tar", "w"), None),
         (lambda d: tar_of(d / "faces.tar.gz", "w:gz"), None),
+        (lambda d: tar_of(d / "faces.tbz2", "w:bz2"), None),
+        (lambda d: tar_of(d / "faces.txz", "w:xz"), None),
         (lambda d: parquet_of(d / "faces.parquet"), "name"),
         (lambda d: parquet_of(d / "faces.parquet", group=7), "name"),
         (lambda d: csv_of(d / "faces.csv"), "name"),
     ],
-    ids=["folder", "zip", "tar", "tar.gz", "parquet", "parquet groups", "csv"],
+    ids=["folder", "zip", "tar", "tar.gz", "tbz2", "txz", "parquet", "parquet groups", "csv"],
 )
 def test_every_kind_of_source_gives_the_same_answers(tmp_path: Path, make, ids) -> None:  # type: ignore[no-untyped-def]
     source = Source.open(str(make(tmp_path)), id_column=ids)
@@ -239,6 +242,20 @@ def test_ids_that_stand_twice_are_refused(tmp_path: Path) -> None:
 def test_include_narrows(tmp_path: Path) -> None:
     source = Source.open(str(folder_of(tmp_path / "faces")), include="a/*")
     assert sum(unit.size for unit in source.units(16)) == 30
+
+
+def test_include_chooses_members_of_archives_and_archives_by_their_ending(tmp_path: Path) -> None:
+    (tmp_path / "faces").mkdir()
+    alone = zip_of(tmp_path / "faces" / "one.zip")
+    assert sum(unit.size for unit in Source.open(str(alone), include="a/*").units(16)) == 30
+    label_all(Source.open(str(alone), include="*0.png"), tmp_path / "out")
+    assert set(answers(tmp_path / "out")) == {name for name in PICTURES if name.endswith("0.png")}
+    with pytest.raises(InputError, match=r"no images that match \*\.jpg"):
+        Source.open(str(alone), include="*.jpg")
+    tar_of(tmp_path / "faces" / "two.tar", "w")
+    parquet_of(tmp_path / "faces" / "three.parquet")
+    for include, images in (("*.zip", 60), ("a/*", 60), ("two.tar/a/*", 30), ("*.parquet", 60), ("*.png", 120)):
+        assert sum(unit.size for unit in Source.open(str(tmp_path / "faces"), include=include).units(16)) == images
 
 
 def test_a_new_file_changes_only_the_units_around_it() -> None:
@@ -371,6 +388,27 @@ def test_a_run_that_lost_its_lease_notices(tmp_path: Path) -> None:
         with pytest.raises(LeaseLostError):
             lease.check()
     assert (tmp_path / "lease.json").exists(), "it is the other's now"
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_heartbeat_outlives_an_error_of_the_disk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "lease.json"
+    with Lease(str(tmp_path), "one") as lease:
+        before = path.read_text()
+        (tmp_path / "loop").symlink_to(path)
+        (tmp_path / "loop").replace(path)  # to read it is an OSError that is nobody's mistake
+        until = time.monotonic() + 10
+        said = ""
+        while "could not be written" not in said and time.monotonic() < until:
+            time.sleep(0.1)
+            said += " ".join(capsys.readouterr().err.split())
+        (tmp_path / "back").write_text(before)
+        (tmp_path / "back").replace(path)
+        while path.read_text() == before and time.monotonic() < until:
+            time.sleep(0.1)
+        assert path.read_text() != before
+        lease.check()
+    assert "could not be written" in said
 
 
 def test_fetching_ahead_keeps_the_order(tmp_path: Path) -> None:
