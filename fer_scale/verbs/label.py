@@ -5,13 +5,14 @@ import secrets
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict
 from itertools import chain
 from typing import Any, Literal
 
 from fer_scale import storage
 from fer_scale.bundle import Bundle
-from fer_scale.cluster import Cluster, connected
+from fer_scale.cluster import TOLERANCE, Cluster, connected
 from fer_scale.console import Meter, progress, say, set_quiet
 from fer_scale.errors import InputError
 from fer_scale.faces.images import PREPROCESSING_VERSION
@@ -21,7 +22,7 @@ from fer_scale.labelling.ledger import Ledger, Plan
 from fer_scale.labelling.sources import Source
 from fer_scale.labelling.units import Unit
 from fer_scale.predictor import EngineName
-from fer_scale.verbs.label_stream import Job, stream, workers_of
+from fer_scale.verbs.label_stream import ACTOR_CPUS, LISTING_CPUS, Job, stream
 
 PathLike = str | os.PathLike[str]
 COMMIT_SECONDS = 2.0
@@ -55,7 +56,8 @@ def label(
         out: the folder that is written, local or s3://.
         image_column: the pictures in a table: encoded bytes, pixel text or paths.
         id_column: the ids in a table; without it an id is the file's path and the row, ``faces.parquet#7``.
-        include: a pattern such as ``*.jpg``; without it every file is an input.
+        include: a pattern such as ``*.jpg`` for the files of a folder or the members of archives; one for archives
+            (``*.zip``) or tables chooses among these; without it every file is an input.
         workers: actors, each with one thread or one GPU; without it as many as the cluster has.
         engine: auto, onnx or torch; a run keeps the one it began with.
         retry_errors: try the images again that ended as errors.
@@ -77,17 +79,25 @@ def label(
     _check_paths(bundle, source, out, overwrite)
     if workers is not None and workers < 1:
         raise InputError(f"workers={workers}", "1 or more", "leave --workers out to use the whole cluster")
+    if engine not in ("auto", "onnx", "torch"):
+        raise InputError(f"engine {engine!r}", "auto, onnx or torch", "name one of them")
     found = Source.open(source, image_column=image_column, id_column=id_column, include=include)
     found.check_ids()
-    run = ledger.manifest(out) if not overwrite else None
-    run_id = run["run_id"] if run else secrets.token_hex(6)
-    with Lease(out, run_id) as lease:
-        if overwrite:
-            for name in OURS:
-                storage.delete(storage.join(out, name))
-        settings = _settings(model, found, engine, out)
-        session = _Session(out, found, ledger.fix(out, settings, run_id), lease)
-        return session.run(bundle, workers, retry_errors)
+    run = None if overwrite else ledger.manifest(out)
+    settings = _settings(model, found, engine, run)
+    # A new run needs the cluster in any case, so it asks before it writes or deletes anything. One that is gone on
+    # with may have nothing left to do, and then Ray is not even started.
+    with connected() if run is None else nullcontext() as cluster:
+        if cluster is not None:
+            settings["engine"] = _engine_of(cluster, settings["engine"])
+            crew(cluster, settings["engine"], workers)
+        run_id = run["run_id"] if run else secrets.token_hex(6)
+        with Lease(out, run_id) as lease:
+            if overwrite:
+                for name in OURS:
+                    storage.delete(storage.join(out, name))
+            session = _Session(out, found, ledger.fix(out, settings, run_id), lease)
+            return session.run(bundle, workers, retry_errors, cluster)
 
 
 def _check_paths(bundle: str, source: str, out: str, overwrite: bool) -> None:
@@ -102,10 +112,9 @@ def _check_paths(bundle: str, source: str, out: str, overwrite: bool) -> None:
         storage.check_output(out, overwrite)
 
 
-def _settings(model: Bundle, source: Source, engine: EngineName, out: str) -> dict[str, Any]:
-    """What decides the answers. What is chosen by looking (engine, unit size) is kept as the run began with
-    it."""
-    there = (ledger.manifest(out) or {}).get("settings", {})
+def _settings(model: Bundle, source: Source, engine: EngineName, run: dict[str, Any] | None) -> dict[str, Any]:
+    """What decides the answers. What is chosen by looking (engine, unit size) is kept as the run began with it."""
+    there = run["settings"] if run else {}
     if engine == "auto":
         engine = there.get("engine", "auto")
     return {
@@ -113,7 +122,7 @@ def _settings(model: Bundle, source: Source, engine: EngineName, out: str) -> di
         "classes": model.classes,
         "preprocessing": asdict(model.preprocessing),
         "preprocessing_version": PREPROCESSING_VERSION,
-        "engine": _resolved(engine),
+        "engine": engine,
         "source": source.path,
         "image_column": source.image_column,
         "id_column": source.id_column,
@@ -122,14 +131,28 @@ def _settings(model: Bundle, source: Source, engine: EngineName, out: str) -> di
     }
 
 
-def _resolved(engine: EngineName) -> Literal["onnx", "torch"]:
+def _engine_of(cluster: Cluster, engine: EngineName) -> Literal["onnx", "torch"]:
     """``auto`` is torch where the cluster has a GPU."""
-    if engine not in ("auto", "onnx", "torch"):
-        raise InputError(f"engine {engine!r}", "auto, onnx or torch", "name one of them")
     if engine != "auto":
         return engine
-    with connected() as cluster:
-        return "torch" if cluster.gpus >= 1 else "onnx"
+    return "torch" if cluster.gpus >= 1 else "onnx"
+
+
+def crew(cluster: Cluster, engine: str, workers: int | None = None) -> tuple[int, bool]:
+    """How many actors there will be, as many as fit where `workers` is not given, and whether each has a GPU.
+
+    Raises:
+        InputError: the cluster has too few CPUs or GPUs.
+    """
+    if engine == "torch" and cluster.gpus >= 1:
+        # An actor with a GPU takes its share of a CPU as well, and the listing has to find room beside them.
+        room = (cluster.cpus - LISTING_CPUS + TOLERANCE) / ACTOR_CPUS
+        workers = workers or max(1, int(min(cluster.gpus, room)))
+        cluster.require(cpus=workers * ACTOR_CPUS + LISTING_CPUS, gpus=workers)
+        return workers, True
+    workers = workers or max(1, int(cluster.cpus))
+    cluster.require(cpus=workers)
+    return workers, False
 
 
 class _Session:
@@ -144,15 +167,15 @@ class _Session:
         self._ledger = Ledger(out)
         self._new = 0
 
-    def run(self, bundle: str, workers: int | None, retry_errors: bool) -> dict[str, Any]:
+    def run(self, bundle: str, workers: int | None, retry_errors: bool, cluster: Cluster | None) -> dict[str, Any]:
+        """Label what is left to do, on `cluster` or, where there is none yet, on one for as long as that takes."""
         plan = Plan(self._ledger.entries, results.parts(self._out, "labels"), retry_errors)
         seen: set[str] = set()
         matched = plan.match(self._source.units(self._target))
         first = next(((unit, to_do) for unit, to_do in _noting(matched, seen) if to_do), None)
         if first is not None:
             seen = set()
-            storage.delete(storage.join(self._out, "summary.json"))  # until all is complete again
-            with connected() as cluster:
+            with nullcontext(cluster) if cluster else connected() as cluster:
                 self._label(bundle, cluster, workers, plan, chain([first], matched), seen, retry_errors)
         else:
             say("nothing left to label")
@@ -178,9 +201,8 @@ class _Session:
         retry_errors: bool,
     ) -> None:
         settings = self._manifest["settings"]
-        most, gpu = workers_of(cluster.cpus, cluster.gpus, settings["engine"])
-        workers = workers or most
-        cluster.require(**({"gpus": workers} if gpu else {"cpus": workers}))
+        workers, gpu = crew(cluster, settings["engine"], workers)
+        storage.delete(storage.join(self._out, "summary.json"))  # until all is complete again
         begun = []
         for unit, to_do in listing:
             if to_do:

@@ -197,10 +197,3 @@ def _worker(job: Job) -> Worker:
     reader = Reader(job.source.image_column, job.source.id_column)
     batch = 1024 if job.gpu else 128
     return Worker(predictor, job.out, reader, batch=batch, threads=threads)
-
-
-def workers_of(cluster_cpus: float, cluster_gpus: float, engine: str) -> tuple[int, bool]:
-    """How many actors a cluster takes, and whether each has a GPU."""
-    if engine == "torch" and cluster_gpus >= 1:
-        return int(cluster_gpus), True
-    return max(1, int(cluster_cpus)), False

@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from fer_scale.cluster import connected
+from fer_scale.cluster import Cluster, connected
 from fer_scale.errors import InputError
-from fer_scale.verbs.label import label
+from fer_scale.verbs.label import crew, label
 from tests.bundles import write_bundle
 
 ROOT = Path(__file__).parents[2]
@@ -93,6 +93,11 @@ def test_every_image_has_an_answer(session: None, bundle: Path, tmp_path: Path) 
         label(other, root, out)
     with pytest.raises(InputError, match="include"):
         label(bundle, root, out, include="*.png")
+    before = sorted(out.rglob("*"))
+    for wrong, says in (({"workers": 10_000}, "CPUs were asked for"), ({"engine": "abacus"}, "auto, onnx or torch")):
+        with pytest.raises(InputError, match=says):
+            label(other, root, out, overwrite=True, **wrong)  # type: ignore[arg-type]
+    assert sorted(out.rglob("*")) == before, "a refusal deletes nothing"
     assert label(other, root, out, overwrite=True)["model_id"] != summary["model_id"]
 
 
@@ -116,12 +121,23 @@ def test_mistakes_are_said_and_nothing_is_written(session: None, bundle: Path, t
     ):
         with pytest.raises(InputError, match=says):
             label(**{"bundle": bundle, "source": root, "out": tmp_path / "out", **wrong})  # type: ignore[arg-type]
-    assert not any((tmp_path / "out").rglob("*.parquet"))
+    assert not (tmp_path / "out").exists()
+    assert not (root / "labels").exists()
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "letter.txt").write_text("dear")
     with pytest.raises(InputError, match="not empty"):
         label(bundle, root, tmp_path / "theirs")
     assert [path.name for path in (tmp_path / "theirs").iterdir()] == ["letter.txt"]
+
+
+def test_actors_with_a_gpu_need_their_share_of_a_cpu_too() -> None:
+    cluster = Cluster(cpus=4, gpus=8, machines=(4.0,), ours=False)
+    assert crew(cluster, "onnx") == (4, False)
+    assert crew(cluster, "torch") == (4, True)
+    with pytest.raises(InputError, match=r"6\.5 CPUs were asked for"):
+        crew(cluster, "torch", 8)
+    with pytest.raises(InputError, match="16 GPUs were asked for"):
+        crew(Cluster(cpus=64, gpus=8, machines=(64.0,), ours=False), "torch", 16)
 
 
 def test_killed_and_run_again_it_is_as_if_unbroken(session: None, bundle: Path, tmp_path: Path) -> None:
