@@ -1,4 +1,4 @@
-"""What the tests of the endpoint share: a small bundle, drawn faces, and the application on a real socket."""
+"""What the tests of the endpoint share: drawn faces, and the application on a real socket."""
 
 import io
 import socket
@@ -6,37 +6,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
-import pandas as pd
-import torch
 import uvicorn
 
-from fer_scale import bundle
 from fer_scale.faces.sample import CLASSES, face
-from fer_scale.learning.configuration import Configuration
 from fer_scale.verbs.serve.service import Service
 from fer_scale.verbs.serve.web import create_app
-
-
-def write_bundle(directory: Path) -> Path:
-    """An untrained cnn1 over the four classes."""
-    directory.mkdir(parents=True)
-    torch.manual_seed(0)
-    configuration = Configuration.from_dict({"family": "cnn1", "network": {"width": 0.5}})
-    bundle.write(
-        directory,
-        bundle.build(configuration, len(CLASSES)),
-        configuration,
-        classes=list(CLASSES),
-        temperature=1.3,
-        facts={},
-        metrics={"accuracy": 0.25, "n": 4},
-        curve=pd.DataFrame({"epoch": [1]}),
-        card="# Model {model_id}\n",
-    )
-    return directory
 
 
 def picture(seed: int, size: int = 48, kind: str = "PNG") -> bytes:

@@ -10,7 +10,8 @@ from fer_scale.predictor import Predictor
 from fer_scale.verbs.serve.limits import Limits
 from fer_scale.verbs.serve.service import Service
 from fer_scale.verbs.serve.token import read_token
-from tests.serving import listening, picture, write_bundle
+from tests.bundles import write_bundle
+from tests.serving import listening, picture
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 Browser, Page, expect = sync_api.Browser, sync_api.Page, sync_api.expect

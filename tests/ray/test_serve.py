@@ -22,7 +22,8 @@ import pytest
 from fer_scale.faces.images import prepare
 from fer_scale.predictor import Predictor
 from fer_scale.verbs.serve import haproxy
-from tests.serving import picture, write_bundle
+from tests.bundles import write_bundle
+from tests.serving import picture
 
 COMMAND = [sys.executable, "-m", "fer_scale", "serve"]
 

@@ -21,7 +21,8 @@ from fer_scale.verbs.serve.metrics import Counts, Tally, render
 from fer_scale.verbs.serve.service import Service
 from fer_scale.verbs.serve.token import read_token
 from fer_scale.verbs.serve.web import create_app
-from tests.serving import picture, write_bundle
+from tests.bundles import write_bundle
+from tests.serving import picture
 
 PROBLEM = "application/problem+json"
 PATH = "/v1/predict"
@@ -300,3 +301,11 @@ def test_overload_and_slow_answers_are_503_with_retry_after(predictor: Predictor
         slow.join()
         check_problem(answers[0], 503, "timeout")
         gate.set()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray Serve's own, when it is imported
+def test_the_application_refuses_a_bundle_where_none_can_be_read() -> None:
+    from fer_scale.verbs.serve.app import build
+
+    with pytest.raises(InputError, match="scheme gs://"):
+        build({"bundle": "gs://bucket/bundle"})

@@ -3,7 +3,6 @@
 serve run fer_scale.verbs.serve.app:build bundle=s3://bucket/bundle replicas=2
 """
 
-import os
 from dataclasses import fields
 from typing import Any
 
@@ -14,6 +13,7 @@ from ray.serve.config import BackpressureConfig
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
+from fer_scale import storage
 from fer_scale.errors import InputError
 from fer_scale.predictor import Predictor
 from fer_scale.verbs.serve.limits import Limits
@@ -79,9 +79,7 @@ def build(args: dict[str, Any]) -> Application:
     replicas = _whole("replicas", args.get("replicas", 1))
     if replicas < 1:
         raise InputError(f"replicas={replicas}", "at least 1", "raise it")
-    bundle = str(args["bundle"])
-    if "://" not in bundle:
-        bundle = os.path.abspath(bundle)
+    bundle = storage.normal(str(args["bundle"]))
     token_digest = read_token(args["token_file"]) if args.get("token_file") else None
     deployment = Endpoint.options(  # type: ignore[attr-defined]
         num_replicas=replicas,
