@@ -106,7 +106,9 @@ def tune(
     max_trials: Annotated[int | None, typer.Option(min=1, help="At most so many trials.")] = None,
     fix: Annotated[list[str] | None, typer.Option(help="KEY=VALUE of a parameter not to search.")] = None,
     cpus_per_trial: Annotated[float, typer.Option(help="CPUs of a trial.")] = 1,
-    gpus_per_trial: Annotated[float, typer.Option(help="GPUs of a trial.")] = 0,
+    gpus_per_trial: Annotated[
+        float | None, typer.Option(help="Share of a GPU of a trial.", show_default="1 where there are GPUs")
+    ] = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     seed: Seed = 0,

@@ -43,19 +43,34 @@ class Cluster:
     """CPUs of the whole cluster."""
     gpus: float
     """GPUs of the whole cluster."""
-    nodes: int
-    """Machines that are alive."""
-    largest: float
-    """CPUs of the largest machine: no process can have more."""
+    machines: tuple[float, ...]
+    """CPUs of each machine that is alive."""
     ours: bool
     """Whether this process started it, so that it ends with this process."""
 
-    def require(self, cpus: float = 0, gpus: float = 0) -> None:
+    def threads(self, workers: int) -> int:
+        """The most CPUs that each of so many workers can have, all of them at once and none across machines."""
+        for threads in range(int(max(self.machines, default=1.0)), 1, -1):
+            if sum(int(cpus // threads) for cpus in self.machines) >= workers:
+                return threads
+        return 1
+
+    def require(self, cpus: float = 0, gpus: float = 0, one: float = 0) -> None:
         """Refuse to ask for more than there is: Ray would wait for it for ever.
+
+        Args:
+            cpus: CPUs in all.
+            gpus: GPUs in all.
+            one: CPUs of the largest process, which has to find them on one machine.
 
         Raises:
             InputError: fewer CPUs or GPUs are there than are asked for.
         """
+        if one > max(self.machines, default=0.0) + TOLERANCE:
+            most = f"at most the {max(self.machines, default=0.0):g} that the largest machine has"
+            raise InputError(
+                f"{one:g} CPUs were asked for in one process", most, "ask for fewer, or add larger machines"
+            )
         for asked, there, kind, way in (
             (cpus, self.cpus, "CPU", "ask for fewer workers or CPUs, or add nodes"),
             (gpus, self.gpus, "GPU", "ask for fewer GPUs, or add nodes that have them"),
@@ -86,8 +101,8 @@ def connect(cpus: float = 1, gpus: float = 0) -> Cluster:
         ours = _start()
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    largest = max((node["Resources"].get("CPU", 0.0) for node in alive), default=0.0)
-    found = Cluster(resources.get("CPU", 0.0), resources.get("GPU", 0.0), len(alive), largest, ours)
+    machines = tuple(node["Resources"].get("CPU", 0.0) for node in alive)
+    found = Cluster(resources.get("CPU", 0.0), resources.get("GPU", 0.0), machines, ours)
     try:
         found.require(cpus, gpus)
     except InputError:
@@ -95,7 +110,7 @@ def connect(cpus: float = 1, gpus: float = 0) -> Cluster:
             ray.shutdown()
         raise
     if not ours:
-        say(f"cluster: {found.nodes} nodes, {found.cpus:g} CPUs, {found.gpus:g} GPUs")
+        say(f"cluster: {len(found.machines)} machines, {found.cpus:g} CPUs, {found.gpus:g} GPUs")
     return found
 
 

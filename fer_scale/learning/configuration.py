@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from fer_scale import storage
 from fer_scale.errors import InputError
 from fer_scale.faces.images import Preprocessing
 from fer_scale.families import FAMILIES
@@ -42,9 +43,13 @@ class Configuration:
             )
         check_keys(values, ("family", "network", "preprocessing", "recipe"), "configuration")
         reference = cls.reference(str(values.get("family", "")))
+        network = replace(reference.network, values.get("network", {}), f"{reference.family} network")
+        if getattr(network, "weights", "none") not in ("auto", "imagenet", "none"):
+            # workers run in other folders and on other machines
+            network = dataclasses.replace(network, weights=storage.normal(network.weights))
         return cls(
             family=reference.family,
-            network=replace(reference.network, values.get("network", {}), f"{reference.family} network"),
+            network=network,
             preprocessing=replace(reference.preprocessing, values.get("preprocessing", {}), "preprocessing"),
             recipe=replace(reference.recipe, values.get("recipe", {}), "recipe"),
         )

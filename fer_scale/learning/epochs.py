@@ -36,6 +36,8 @@ class Plan:
     seed: int
     threads: int
     """Of each worker."""
+    gpu: bool
+    """Whether each worker has a GPU."""
 
 
 def run(plan: Plan, report: Callable[[dict[str, Any]], None]) -> None:
@@ -49,13 +51,16 @@ def run(plan: Plan, report: Callable[[dict[str, Any]], None]) -> None:
     configuration = Configuration.from_dict(plan.configuration)
     store = Store.open(plan.store)
     train, val = (store.faces(split, configuration.preprocessing) for split in ("train", "val"))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if plan.gpu else "cpu")
     checkpoints = Checkpoints(plan.checkpoints)
     state = checkpoints.state()
-    learner = _learner(plan, configuration, store.classes, train, device, resumed=state is not None)
+    network = begin(plan, store.classes) if state is None else _empty(configuration, store.classes, state["frozen"])
+    counts = np.bincount(train.labels, minlength=len(store.classes)).tolist()
+    learner = Learner(network, configuration.recipe, class_counts=counts, seed=plan.seed, device=device)
     batches = Batches(train, len(store.classes), configuration.recipe.batch_size, plan.seed, device)
     if state is None:
-        state = {"files": [], "best_file": None, "used": 0.0, "curve": [], "weights": learner.network.weights}
+        state = {"files": [], "best_file": None, "used": 0.0, "curve": []}
+        state |= {"weights": network.weights, "frozen": network.frozen}
     else:
         checkpoints.load(learner, state)
     per_epoch = batches.steps_per_epoch
@@ -81,21 +86,25 @@ def run(plan: Plan, report: Callable[[dict[str, Any]], None]) -> None:
         report(row)
 
 
-def _learner(
-    plan: Plan,
-    configuration: Configuration,
-    classes: list[str],
-    train: Faces,
-    device: torch.device,
-    resumed: bool,
-) -> Learner:
-    # a state is loaded right after: no download for weights that would be thrown away
-    weights = "none" if resumed or plan.init_from else None
-    network = build(configuration, len(classes), weights=weights)
-    if plan.init_from and not resumed:
+def begin(plan: Plan, classes: list[str]) -> Network:
+    """The network that a fit begins with.
+
+    Raises:
+        InputError: weights that were asked for by name cannot be had, or ``init_from`` has another backbone.
+    """
+    # no download for weights that would be thrown away
+    configuration = Configuration.from_dict(plan.configuration)
+    network = build(configuration, len(classes), weights="none" if plan.init_from else None)
+    if plan.init_from:
         take_backbone(network, Bundle.load(plan.init_from))
-    counts = np.bincount(train.labels, minlength=len(classes)).tolist()
-    return Learner(network, configuration.recipe, class_counts=counts, seed=plan.seed, device=device)
+    return network
+
+
+def _empty(configuration: Configuration, classes: list[str], frozen: int) -> Network:
+    """A network for a checkpoint's state; which stages are frozen is no part of that."""
+    network = build(configuration, len(classes), weights="none")
+    network.freeze(frozen)
+    return network
 
 
 def take_backbone(network: Network, bundle: Bundle) -> None:

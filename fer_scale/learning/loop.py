@@ -180,12 +180,20 @@ def fit(learner: Learner, batches: Batches, until: int, progress: Callable[[int]
         total += learner.train_step(batches, factor)
         steps += 1
         # reading the loss waits for the device, so it is read now and then
-        if (steps % 20 == 0 or learner.step == until) and not math.isfinite(total.item()):
+        if (steps % 20 == 0 or learner.step == until) and not _finite(total):
             raise DivergedError(
                 f"the loss is not finite by step {at} (rate {learner.recipe.lr * factor:.3g}, "
                 f"rows {batches.indices(at)[:4].tolist()}...); lower lr or clip"
             )
     return float(total) / max(steps, 1)
+
+
+def _finite(loss: Tensor) -> bool:
+    """Whether the loss is a finite number on every worker, so that all of them stop at the same step or none."""
+    finite = torch.isfinite(loss).float()
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(finite, dist.ReduceOp.MIN)
+    return bool(finite)
 
 
 def anneal(recipe: Recipe, progress: float) -> float:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fer_scale import report, storage
+from fer_scale.console import warn
 from fer_scale.errors import InputError
 from fer_scale.faces.store import Store
 from fer_scale.learning.configuration import Configuration
@@ -93,6 +94,7 @@ class Search:
         self.rungs = Rungs(**self._settings["rungs"])
         self.progress = SearchProgress(families, self.rungs.count, self.deadline)
         self._running: dict[int, dict[str, Any]] = {}
+        self._warned = False
 
     def _take_over_settings(self) -> None:
         """Those of the search that is gone on with, where there is one."""
@@ -180,10 +182,15 @@ class Search:
 
     def end(self, number: int, result: Mapping[str, Any]) -> None:
         """A trial ended; from here on it is on record."""
+        if result.get("rung", 0) > self._running[number]["rung"]:
+            self.score(number, result)  # Ray Tune tells of a trial's last rung only together with its end
         row = self._running.pop(number)
         row.update({key: result[key] for key in MEASURED if key in result})
         row["status"], row["reason"] = self._why(row, result)
         row["ended"] = time.time()
+        if str(row["weights"]).startswith("none (") and not self._warned:
+            self._warned = True
+            warn(f"{row['family']} starts from scratch: weights {row['weights']}")
         self._study.tell(number, row)
         self._rows[number] = row
         self.write()

@@ -1,17 +1,20 @@
 """The space a search draws from: family first, then what that family has, then how it is fitted."""
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
 
+from fer_scale import storage
 from fer_scale.errors import InputError
 from fer_scale.faces.images import Preprocessing
 from fer_scale.families import FAMILIES
 from fer_scale.families.picking import Pick, T
-from fer_scale.learning.configuration import Configuration, replace
+from fer_scale.learning.configuration import Configuration
 from fer_scale.learning.recipe import Recipe
+from fer_scale.search.starts import STARTS
 
 RATES = {"sgd": (0.01, 0.3), "adamw": (2e-4, 6e-3)}
 DECAYS = {"sgd": (1e-5, 2e-3), "adamw": (1e-3, 0.2)}
@@ -31,24 +34,28 @@ class OptunaPick:
     def choice(self, name: str, values: Sequence[T]) -> T:
         """One of ``values``."""
         key = self._prefix + name
-        given: T | None = self._given(name)
-        if given is not None:
-            return given
+        if self._fixes(name):
+            return self._value(name)  # type: ignore[no-any-return]
         # a choice of one is no parameter: it would only be ballast for the sampler
         return values[0] if len(values) == 1 else self._trial.suggest_categorical(key, list(values))  # type: ignore[return-value]
 
     def float(self, name: str, low: float, high: float, log: bool = False) -> float:
         """A number in ``low <= x <= high``."""
-        given: float | None = self._given(name)
-        return given if given is not None else self._trial.suggest_float(self._prefix + name, low, high, log=log)
+        if self._fixes(name):
+            return self._value(name)  # type: ignore[no-any-return]
+        return self._trial.suggest_float(self._prefix + name, low, high, log=log)
 
     def int(self, name: str, low: int, high: int) -> int:
         """A whole number in ``low <= x <= high``."""
-        given: int | None = self._given(name)
-        return given if given is not None else self._trial.suggest_int(self._prefix + name, low, high)
+        if self._fixes(name):
+            return self._value(name)  # type: ignore[no-any-return]
+        return self._trial.suggest_int(self._prefix + name, low, high)
 
-    def _given(self, name: str) -> Any:
-        return self._fixed.get(self._prefix + name, self._fixed.get(name))
+    def _fixes(self, name: str) -> bool:
+        return self._prefix + name in self._fixed or name in self._fixed
+
+    def _value(self, name: str) -> Any:
+        return self._fixed[self._prefix + name if self._prefix + name in self._fixed else name]
 
 
 def suggest(trial: optuna.Trial, families: Sequence[str], fixed: Mapping[str, Any]) -> Configuration:
@@ -62,7 +69,8 @@ def suggest(trial: optuna.Trial, families: Sequence[str], fixed: Mapping[str, An
         channels=own.choice("channels", family.INPUTS["channels"]),
     )
     recipe = suggest_recipe(OptunaPick(trial, "", fixed))
-    return Configuration(family=name, network=network, preprocessing=preprocessing, recipe=recipe)
+    drawn = Configuration(family=name, network=network, preprocessing=preprocessing, recipe=recipe)
+    return drawn.with_fixed(fixed)  # what is fixed may be something that is not drawn, such as ema
 
 
 def suggest_recipe(pick: Pick) -> Recipe:
@@ -96,7 +104,11 @@ def check_fixed(fixed: Mapping[str, Any], families: Sequence[str]) -> dict[str, 
     for key, value in fixed.items():
         if key not in (*shared, *own):
             raise InputError(f"fix {key}={value}", f"one of {', '.join(sorted(shared + own))}", "correct the name")
-        checked[key] = fix(references[families[0]], references, key, value)
+        checked[key] = _parsed(value)
+        if key.endswith(".weights") and checked[key] not in ("auto", "imagenet", "none"):
+            checked[key] = storage.normal(str(checked[key]))
+    for name, reference in references.items():
+        _check_together(reference, Configuration.from_dict({"family": name, **STARTS[name]}), checked)
     for name in RATES:
         for key in ("lr", "weight_decay"):
             if key in checked:
@@ -104,16 +116,19 @@ def check_fixed(fixed: Mapping[str, Any], families: Sequence[str]) -> dict[str, 
     return checked
 
 
-def fix(any_: Configuration, references: Mapping[str, Configuration], key: str, value: Any) -> Any:
-    """The value of one fixed name, converted from text where need be and checked by its owner."""
-    family, _, field = key.rpartition(".")
-    owner: Any = references[family].network if family else any_.recipe
-    if not family and not hasattr(owner, field):
-        owner = any_.preprocessing
-    old = getattr(owner, field)
-    if isinstance(value, str) and not isinstance(old, str):
-        try:
-            value = {"true": True, "false": False}[value.lower()] if isinstance(old, bool) else type(old)(value)
-        except (ValueError, KeyError, TypeError):
-            raise InputError(f"fix {key}={value}", f"a value like {old!r}", "correct the value") from None
-    return getattr(replace(owner, {field: value}, key), field)
+def _check_together(reference: Configuration, start: Configuration, fixed: Mapping[str, Any]) -> None:
+    """A family's fixed values must go with one of its known configurations: alone some of them are impossible."""
+    try:
+        reference.with_fixed(fixed)
+    except InputError:
+        start.with_fixed(fixed)
+
+
+def _parsed(value: Any) -> Any:
+    """A value from the command line: a number, true, false or null where it reads like one, else text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value

@@ -16,9 +16,13 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
+from fer_scale.errors import InputError
 from fer_scale.learning.configuration import Configuration
 from fer_scale.search.space import suggest
 from fer_scale.search.starts import STARTS
+
+ATTEMPTS = 100
+"""Draws for one proposal before what is fixed is called impossible."""
 
 STATES = {"completed": TrialState.COMPLETE, "pruned": TrialState.PRUNED}
 
@@ -65,28 +69,40 @@ class Study:
         begun = {t.user_attrs.get("start") for t in self._study.get_trials(deepcopy=False) if self._counts(t)}
         for kind in ("reference", "start"):
             for family in self._families:
-                if f"{kind} {family}" not in begun:
-                    return self._start(kind, family)
-        trial = self._study.ask()
-        self._trials[trial.number] = trial
-        return trial.number, "proposed", suggest(trial, self._families, self._fixed)
+                if f"{kind} {family}" not in begun and (known := self._known(kind, family)) is not None:
+                    return self._start(kind, family, known)
+        for _ in range(ATTEMPTS):
+            trial = self._study.ask()
+            try:
+                configuration = suggest(trial, self._families, self._fixed)
+            except InputError:  # a draw that does not go with what is fixed, such as a width for resnet50
+                self._study.tell(trial.number, state=TrialState.FAIL)
+                continue
+            self._trials[trial.number] = trial
+            return trial.number, "proposed", configuration
+        raise InputError(
+            f"fix {dict(self._fixed)}", "values that go together with what is searched", "fix fewer or others"
+        )
 
     def _counts(self, trial: optuna.trial.FrozenTrial) -> bool:
         return trial.state == TrialState.RUNNING or "row" in trial.user_attrs
 
-    def _start(self, kind: str, family: str) -> tuple[int, str, Configuration]:
+    def _known(self, kind: str, family: str) -> Configuration | None:
+        """A family's reference or start with what is fixed; None where that does not go together."""
+        values = {"family": family, **(STARTS[family] if kind == "start" else {})}
+        try:
+            return Configuration.from_dict(values).with_fixed(self._fixed)
+        except InputError:
+            return None
+
+    def _start(self, kind: str, family: str, known: Configuration) -> tuple[int, str, Configuration]:
         """A trial that is given, not drawn; of its parameters the sampler learns the family alone."""
         self._study.enqueue_trial({"family": family})
         trial = self._study.ask()
         trial.suggest_categorical("family", self._families)
         trial.set_user_attr("start", f"{kind} {family}")
         self._trials[trial.number] = trial
-        known = (
-            Configuration.reference(family)
-            if kind == "reference"
-            else Configuration.from_dict({"family": family, **STARTS[family]})
-        )
-        return trial.number, kind, known.with_fixed(self._fixed)
+        return trial.number, kind, known
 
     def report(self, number: int, rung: int, accuracy: float) -> None:
         """Record the score of a rung."""

@@ -24,7 +24,7 @@ class Rungs:
     """The ladder that every trial of a search stands on."""
 
     first: float
-    """Compute of the lowest rung: seconds of one trial's CPUs (or GPU share)."""
+    """Compute of the lowest rung: seconds of a trial that has its CPUs, or share of a GPU, to itself."""
     count: int
     """How many rungs there are."""
 
@@ -61,9 +61,9 @@ class Trial:
         val: Faces,
         rungs: Rungs,
         seed: int,
+        device: torch.device,
     ) -> None:
         torch.manual_seed(seed)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         network = build(configuration, num_classes)
         counts = np.bincount(train.labels, minlength=num_classes).tolist()
         self.learner = Learner(network, configuration.recipe, class_counts=counts, seed=seed, device=device)
@@ -74,7 +74,7 @@ class Trial:
         self._batches = Batches(train, num_classes, configuration.recipe.batch_size, seed, device)
         self._val = val
         self._rungs = rungs
-        self._clock: Callable[[], float] = time.process_time if device.type == "cpu" else _cuda_clock
+        self._clock: Callable[[], float] = _cpu_clock if device.type == "cpu" else _cuda_clock
         self._step_cost = 0.0
 
     def measure(self) -> None:
@@ -134,6 +134,11 @@ class Trial:
             "images_seen": self.learner.step * self._batches.size,
             "compute_seconds": round(self.compute_seconds, 3),
         }
+
+
+def _cpu_clock() -> float:
+    """Seconds of this process's CPUs over the number of them: wall time, were there no neighbours."""
+    return time.process_time() / torch.get_num_threads()
 
 
 def _cuda_clock() -> float:

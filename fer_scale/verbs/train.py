@@ -10,27 +10,25 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-import pandas as pd
+import ray
 import ray.train
-import torch
 from ray.train.torch import TorchTrainer
-from safetensors.torch import load
 
-from fer_scale import bundle, storage
-from fer_scale.card import card
-from fer_scale.cluster import Cluster, connected
+from fer_scale import storage
+from fer_scale.bundle import Bundle
+from fer_scale.cluster import connected
 from fer_scale.console import progress, say, set_quiet
 from fer_scale.durations import parse_seconds
 from fer_scale.errors import FerScaleError, InputError
 from fer_scale.faces.store import Store
-from fer_scale.learning import epochs, metrics
-from fer_scale.learning.calibration import fit_temperature, probabilities
 from fer_scale.learning.checkpoints import Checkpoints
 from fer_scale.learning.configuration import Configuration
-from fer_scale.provenance import provenance
+from fer_scale.learning.epochs import Plan, begin, run
+from fer_scale.learning.finish import finish
+from fer_scale.learning.loop import DivergedError
 
 DEFAULT_EPOCHS = 24
-FINISHING_SECONDS = 20.0
+FINISHING_SECONDS = 40.0
 """Kept back of a time budget for the temperature, the export and the publication."""
 
 
@@ -84,14 +82,13 @@ def train(
     faces = Store.open(store)
     for split in ("train", "val"):
         faces.read(split, ["id"])
-    storage.check_output(out, overwrite=overwrite, resume=resume)
+    inputs = [path for path in (store, from_search, config, init_from) if path]
+    storage.check_output(out, overwrite=overwrite, resume=resume, inputs=inputs)
     if resume and storage.exists(storage.join(out, "config.json")):
         say(f"{out} is a finished bundle: nothing left to do")
-        return _summary(bundle.Bundle.load(out), out, time.monotonic() - began)
+        return _summary(Bundle.load(out), out, time.monotonic() - began)
     with connected(cpus=workers) as cluster:
-        if overwrite:
-            storage.delete(out)
-        plan = _Plan(
+        plan = Plan(
             store=store,
             checkpoints=storage.join(out, "fit"),
             configuration=configuration.to_dict(),
@@ -99,35 +96,52 @@ def train(
             seconds=seconds and max(seconds - (time.monotonic() - began) - FINISHING_SECONDS, seconds / 2),
             init_from=storage.normal(init_from) if init_from else None,
             seed=seed,
-            threads=_threads(cluster, workers),
+            threads=cluster.threads(workers),
+            gpu=cluster.gpus >= workers,
         )
-        _check_resumed(plan)
-        _fit(plan, workers, cluster)
-        made = _publish(plan, configuration, faces, out)
-    return _summary(made, out, time.monotonic() - began)
+        if not resume:
+            begin(plan, faces.classes)  # what cannot be had must not cost what is there
+        if overwrite:
+            storage.delete(out)
+        _fix(plan, faces)
+        _fit(plan, workers)
+        with storage.publishing(out, overwrite=True, last="config.json") as staging:
+            finish(plan, staging)
+    return _summary(Bundle.load(out), out, time.monotonic() - began)
 
 
-_Plan = epochs.Plan
+def _worker(told: dict[str, Any]) -> DivergedError | None:
+    """What each worker of Ray Train runs; gives the error that ends all of them alike and that no restart mends."""
+    try:
+        run(Plan(**told), lambda row: ray.train.report({"epoch": row["epoch"]}))
+    except DivergedError as error:
+        return error
+    return None
 
 
-def _worker(told: dict[str, Any]) -> None:
-    """What each worker of Ray Train runs."""
-    epochs.run(_Plan(**told), lambda row: ray.train.report({"epoch": row["epoch"]}))
+class _Trainer(TorchTrainer):
+    """Ray Train, but Ctrl-C reaches the command line: Ray's own handler would end the process with code 0."""
+
+    controller: Any = None
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        self.controller = controller
 
 
-def _fit(plan: epochs.Plan, workers: int, cluster: Cluster) -> None:
+def _fit(plan: Plan, workers: int) -> None:
     """Run the fit on Ray Train; a worker or node that dies is replaced and the fit goes on from its checkpoint.
 
     Raises:
         FerScaleError: the fit failed; its own line says why.
     """
-    gpu = cluster.gpus >= workers
     with tempfile.TemporaryDirectory(prefix="fer_scale-train-") as scratch, _shown(plan):
-        trainer = TorchTrainer(
-            _worker,
+        trainer = _Trainer(
+            _worker,  # type: ignore[arg-type]  # annotated without the value that it may return
             train_loop_config=asdict(plan),
             scaling_config=ray.train.ScalingConfig(
-                num_workers=workers, use_gpu=gpu, resources_per_worker={"CPU": plan.threads, "GPU": int(gpu)}
+                num_workers=workers,
+                use_gpu=plan.gpu,
+                resources_per_worker={"CPU": plan.threads, "GPU": int(plan.gpu)},
             ),
             run_config=ray.train.RunConfig(  # the types describe the deprecated one
                 storage_path=scratch,
@@ -137,17 +151,22 @@ def _fit(plan: epochs.Plan, workers: int, cluster: Cluster) -> None:
             ),
         )
         try:
-            trainer.fit()
+            failed: DivergedError | None = trainer.fit().return_value  # type: ignore[attr-defined]
         except ray.train.TrainingFailedError as error:
             for cause in getattr(error, "worker_failures", {}).values():
-                root = getattr(cause, "cause", cause)
-                if isinstance(root, FerScaleError):
+                if isinstance(root := getattr(cause, "cause", cause), FerScaleError):
                     raise root from None
             raise
+        except BaseException:
+            if trainer.controller is not None:
+                ray.kill(trainer.controller)  # on a cluster that is not ours it would fit on
+            raise
+    if failed is not None:
+        raise failed
 
 
 @contextlib.contextmanager
-def _shown(plan: epochs.Plan) -> Iterator[None]:
+def _shown(plan: Plan) -> Iterator[None]:
     """Show each epoch as its checkpoint appears: the curve in it is all that a fit has to say."""
     checkpoints, done = Checkpoints(plan.checkpoints), threading.Event()
     pause = 5.0 if storage.is_s3(plan.checkpoints) else 1.0
@@ -170,67 +189,11 @@ def _shown(plan: epochs.Plan) -> Iterator[None]:
     try:
         yield
     finally:
-        time.sleep(0)
         done.set()
         thread.join()
 
 
-def _publish(plan: epochs.Plan, configuration: Configuration, faces: Store, out: str) -> bundle.Bundle:
-    """Turn the best checkpoint into a bundle: temperature and figures on val, model card, ONNX."""
-    checkpoints = Checkpoints(plan.checkpoints)
-    state = checkpoints.state()
-    if state is None or not state["best_file"]:
-        raise FerScaleError(f"the fit of {out} ended without one checkpoint; give it a larger budget")
-    network = bundle.build(configuration, len(faces.classes), weights="none")
-    network.load_state_dict(load(storage.read_bytes(storage.join(plan.checkpoints, state["best_file"]))))
-    val = faces.faces("val", configuration.preprocessing)
-    with torch.inference_mode():
-        network.eval()
-        parts = [network(torch.tensor(val.images[i : i + 256])).numpy() for i in range(0, len(val), 256)]
-    logits = pd.concat([pd.DataFrame(part) for part in parts]).to_numpy()
-    temperature = fit_temperature(logits, val.labels)
-    figures = {
-        **metrics.summarise(probabilities(logits, temperature), val.labels, faces.classes),
-        "ece_uncalibrated": metrics.expected_calibration_error(probabilities(logits), val.labels),
-        "temperature": temperature,
-        "split": "val",
-    }
-    facts = {
-        "data_fingerprint": faces.fingerprint,
-        "data_counts": faces.counts,
-        "weights": state["weights"],
-        "parameters": sum(parameter.numel() for parameter in network.parameters()),
-        "epochs": round(state["curve"][-1]["epoch"], 2),
-        "fit_seconds": round(state["used"], 1),
-        "seed": plan.seed,
-        **provenance(),
-    }
-    text = card(
-        configuration=configuration.to_dict(),
-        classes=faces.classes,
-        counts=faces.counts,
-        fingerprint=faces.fingerprint,
-        metrics=figures,
-        weights=state["weights"],
-        versions=facts["versions"],
-        seconds=state["used"],
-    )
-    with storage.publishing(out, overwrite=True, last="config.json") as staging:
-        bundle.write(
-            staging,
-            network,
-            configuration,
-            classes=faces.classes,
-            temperature=temperature,
-            facts=facts,
-            metrics=figures,
-            curve=pd.DataFrame(state["curve"]),
-            card=text,
-        )
-    return bundle.Bundle.load(out)
-
-
-def _summary(made: bundle.Bundle, out: str, seconds: float) -> dict[str, Any]:
+def _summary(made: Bundle, out: str, seconds: float) -> dict[str, Any]:
     return {
         "bundle": out,
         "model_id": made.model_id,
@@ -276,20 +239,21 @@ def _budget(epochs_: int | None, time_budget: str | float | None) -> float | Non
     return None if time_budget is None else parse_seconds(time_budget, "time-budget")
 
 
-def _threads(cluster: Cluster, workers: int) -> int:
-    """Cores of each worker: its share of the cluster, and no more than one machine has."""
-    return max(int(min(cluster.cpus / workers, cluster.largest)), 1)
+def _fix(plan: Plan, faces: Store) -> None:
+    """Lay down what the fit is, or refuse to go on with another one from its checkpoints.
 
-
-def _check_resumed(plan: epochs.Plan) -> None:
-    """The plan of a fit lies beside its checkpoints; going on with another one is refused."""
+    Raises:
+        InputError: something is not as the fit began with.
+    """
     path = storage.join(plan.checkpoints, "plan.json")
     mine = {key: asdict(plan)[key] for key in ("configuration", "epochs", "init_from", "seed")}
-    if storage.exists(path) and (theirs := storage.read_json(path)) != mine:
+    mine |= {"fingerprint": faces.fingerprint, "classes": faces.classes}
+    if not storage.exists(path):
+        storage.write_bytes(path, json.dumps(mine).encode())
+    elif (theirs := storage.read_json(path)) != mine:
         changed = [key for key in mine if theirs.get(key) != mine[key]]
         raise InputError(
             f"--resume with another {', '.join(changed)}",
             "what the fit began with",
             "repeat its command, or --overwrite",
         )
-    storage.write_bytes(path, json.dumps(mine).encode())

@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 import ray.tune
+import torch
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import Searcher
 
@@ -48,11 +49,12 @@ class Pictures:
 class Climber(ray.tune.Trainable):
     """A Ray Tune trial: each step is a rung. The actor is kept from one trial to the next, with its imports."""
 
-    def setup(self, config: dict[str, Any], pictures: Any = None, num_classes: int = 0, threads: int = 1) -> None:
+    def setup(
+        self, config: dict[str, Any], pictures: Any = None, num_classes: int = 0, threads: int = 1, gpu: bool = False
+    ) -> None:
         """Called once an actor."""
-        import torch
-
         torch.set_num_threads(threads)
+        self._device = torch.device("cuda" if gpu else "cpu")
         self._pictures = pictures
         self._num_classes = num_classes
         self.reset_config(config)
@@ -77,7 +79,8 @@ class Climber(ray.tune.Trainable):
         if self._climb is None:
             configuration = Configuration.from_dict(self._config["configuration"])
             train, val = (self._faces(split, configuration.preprocessing) for split in ("train", "val"))
-            self._climb = Trial(configuration, self._num_classes, train, val, rungs, self._config["seed"])
+            seed = self._config["seed"]
+            self._climb = Trial(configuration, self._num_classes, train, val, rungs, seed, self._device)
             self._climb.measure()
         # the first rung is tried in any case: references must start, and a step is worth more than none
         if self._climb.rung and time.time() + self._climb.seconds_left() > deadline:
@@ -156,7 +159,7 @@ def tune(
     max_trials: int | None = None,
     fix: Mapping[str, Any] | None = None,
     cpus_per_trial: float = 1,
-    gpus_per_trial: float = 0,
+    gpus_per_trial: float | None = None,
     resume: bool = False,
     overwrite: bool = False,
     seed: int = 0,
@@ -172,7 +175,7 @@ def tune(
         max_trials: at most this many trials.
         fix: values that are not searched, such as ``{"optimizer": "sgd", "resnet.variant": "resnet18"}``.
         cpus_per_trial: CPUs, and so threads, of each trial.
-        gpus_per_trial: share of a GPU of each trial.
+        gpus_per_trial: share of a GPU of each trial; None gives each a whole one where the cluster has any.
         resume: go on with the search in ``out``.
         overwrite: replace what is in ``out``.
         seed: of the proposals and of each fit.
@@ -189,15 +192,16 @@ def tune(
     chosen = _check_families(families)
     fixed = check_fixed(fix or {}, chosen)
     budget = parse_seconds(time_budget, "time-budget") if time_budget is not None else 40 * 60.0
-    if max_trials is not None and max_trials < 1:
-        raise InputError(f"max-trials {max_trials}", "1 or more", "give a larger number")
+    _check_numbers(max_trials, cpus_per_trial, gpus_per_trial)
     deadline = time.time() + budget
     faces = Store.open(store)
     for split in ("train", "val"):
         faces.read(split, ["id"])
-    storage.check_output(out, overwrite=overwrite, resume=resume)
-    with connected(cpus=cpus_per_trial, gpus=gpus_per_trial) as cluster:
-        slots = _slots(cluster, cpus_per_trial, gpus_per_trial)
+    storage.check_output(out, overwrite=overwrite, resume=resume, inputs=[store])
+    with connected(cpus=cpus_per_trial, gpus=gpus_per_trial or 0) as cluster:
+        cluster.require(one=cpus_per_trial)
+        gpus = gpus_per_trial if gpus_per_trial is not None else min(cluster.gpus, 1.0)
+        slots = _slots(cluster, cpus_per_trial, gpus)
         if overwrite:
             storage.delete(out)
         with Search(out, faces, chosen, fixed, budget=budget, slots=slots, deadline=deadline, seed=seed) as search:
@@ -207,8 +211,9 @@ def tune(
                 pictures=Pictures.remote(store),  # type: ignore[attr-defined]
                 num_classes=len(faces.classes),
                 threads=max(int(cpus_per_trial), 1),
+                gpu=gpus > 0,
             )
-            resources = {"cpu": cpus_per_trial, "gpu": gpus_per_trial}
+            resources = {"cpu": cpus_per_trial, "gpu": gpus}
             _run(ray.tune.with_resources(trial, resources), proposer, _pruner(search), slots)
             return search.finish()
 
@@ -271,8 +276,16 @@ def _pruner(search: Search) -> ASHAScheduler:
 
 def _slots(cluster: Cluster, cpus: float, gpus: float) -> int:
     """How many trials run at once."""
-    by_cpu = int(cluster.cpus / cpus) if cpus else UNLIMITED
-    return max(min(by_cpu, int(cluster.gpus / gpus) if gpus else UNLIMITED), 1)
+    by_cpu = sum(int(machine / cpus) for machine in cluster.machines)
+    return max(min(by_cpu, int(cluster.gpus / gpus) if gpus else by_cpu), 1)
+
+
+def _check_numbers(max_trials: int | None, cpus: float, gpus: float | None) -> None:
+    for name, value, low in (("max-trials", max_trials, 1), ("gpus-per-trial", gpus, 0)):
+        if value is not None and value < low:
+            raise InputError(f"{name} {value}", f"{low} or more", "give a larger number")
+    if not cpus > 0:
+        raise InputError(f"cpus-per-trial {cpus}", "more than 0", "give a larger number")
 
 
 def _check_families(names: Sequence[str] | None) -> list[str]:

@@ -118,7 +118,7 @@ def test_killed_and_resumed_it_loses_and_repeats_nothing(store: Path, tmp_path: 
     small = {key: str(value) for key, value in SMALL.items() if not key.startswith("cnn2")}
     fixes = [word for key, value in small.items() for word in ("--fix", f"{key}={value}")]
     command = [sys.executable, "-m", "fer_scale", "tune", str(store), "--out", str(out), "--families", "cnn1", *fixes]
-    child = subprocess.Popen([*command, "--time-budget", "200s", "--max-trials", "30"], start_new_session=True)
+    child = subprocess.Popen([*command, "--time-budget", "60s", "--max-trials", "30"], start_new_session=True)
     try:
         limit = time.monotonic() + 120
         while not (out / "trials.parquet").exists() and time.monotonic() < limit:
@@ -129,7 +129,7 @@ def test_killed_and_resumed_it_loses_and_repeats_nothing(store: Path, tmp_path: 
     before = trials(out)
     assert before
     options = {**OPTIONS, "families": ["cnn1"], "fix": small}
-    fer_scale.tune(store, out=out, time_budget=200, max_trials=len(before) + 1, resume=True, **options)
+    fer_scale.tune(store, out=out, time_budget=300, max_trials=len(before) + 1, resume=True, **options)
     after = trials(out)
     assert after[: len(before)] == before
     assert len({row["trial_id"] for row in after}) == len(after) == len(before) + 1

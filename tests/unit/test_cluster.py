@@ -10,7 +10,7 @@ from fer_scale.errors import InputError
 
 
 def test_more_than_the_cluster_has_is_refused() -> None:
-    cluster = Cluster(cpus=2, gpus=0, nodes=1, largest=2, ours=True)
+    cluster = Cluster(cpus=2, gpus=0, machines=(2,), ours=True)
     cluster.require(cpus=2)
     cluster.require(cpus=3 * (2 / 3))
     with pytest.raises(InputError, match="3 CPUs were asked for; expected at most the 2 that the cluster has"):

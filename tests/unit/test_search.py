@@ -8,6 +8,7 @@ import numpy as np
 import optuna
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from fer_scale import storage
 from fer_scale.errors import InputError
@@ -23,6 +24,7 @@ from fer_scale.search.trial import Rungs, Trial
 from fer_scale.verbs.ingest import ingest
 
 FAR = 4e9
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +64,33 @@ def test_what_is_fixed_is_not_drawn() -> None:
 
 @pytest.mark.parametrize(
     ("fixed", "said"),
-    [({"momentum": "1"}, "momentum=1.*optimizer"), ({"lr": "x"}, "lr=x"), ({"optimizer": "x"}, "sgd, adamw")],
+    [({"momentum": "1"}, "momentum=1.*optimizer"), ({"lr": "x"}, "lr=.x."), ({"optimizer": "x"}, "sgd, adamw")],
 )
 def test_a_wrong_fix_names_the_valid_ones(fixed: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         check_fixed(fixed, ["cnn1"])
+
+
+def test_null_and_what_is_not_drawn_can_be_fixed() -> None:
+    fixed = check_fixed({"ema": "0", "resnet.stem": "null", "resnet.variant": "slim10"}, ["resnet"])
+    space = optuna.create_study()
+    for _ in range(10):
+        configuration = suggest(space.ask(), ["resnet"], fixed)
+        assert configuration.recipe.ema == 0
+        assert configuration.network.stem is None
+
+
+def test_a_start_that_does_not_go_with_what_is_fixed_is_left_out(tmp_path: Path) -> None:
+    asked = study(tmp_path, ["resnet"], **check_fixed({"resnet.variant": "resnet18"}, ["resnet"]))
+    kinds = [asked.ask()[1:] for _ in range(3)]
+    assert [kind for kind, _ in kinds] == ["reference", "proposed", "proposed"]
+    assert {configuration.network.variant for _, configuration in kinds} == {"resnet18"}
+
+
+def test_values_that_go_together_may_be_fixed_together() -> None:
+    assert check_fixed({"resnet.variant": "slim10", "resnet.width": "2"}, ["resnet"])["resnet.width"] == 2
+    with pytest.raises(InputError, match="width=2"):
+        check_fixed({"resnet.variant": "resnet18", "resnet.width": "2"}, ["resnet"])
 
 
 def test_references_start_first_then_the_starts_then_proposals(tmp_path: Path) -> None:
@@ -119,7 +143,7 @@ def test_rungs_spend_the_budget_by_the_same_plan_whatever_its_size() -> None:
 def test_a_trial_climbs_rungs_of_equal_compute(store: Store) -> None:
     configuration = Configuration.from_dict({"family": "cnn1", "network": {"width": 0.25}, "recipe": {"batch_size": 8}})
     train, val = (store.faces(split, configuration.preprocessing) for split in ("train", "val"))
-    trial = Trial(configuration, 4, train, val, Rungs(first=0.3, count=2), seed=0)
+    trial = Trial(configuration, 4, train, val, Rungs(first=0.3, count=2), 0, CPU)
     trial.measure()
     assert trial.climb(FAR)
     low = trial.score()
@@ -133,7 +157,7 @@ def test_a_trial_climbs_rungs_of_equal_compute(store: Store) -> None:
 def test_a_deadline_ends_a_rung_without_a_score_of_it(store: Store) -> None:
     configuration = Configuration.from_dict({"family": "cnn1", "network": {"width": 0.25}, "recipe": {"batch_size": 8}})
     train, val = (store.faces(split, configuration.preprocessing) for split in ("train", "val"))
-    trial = Trial(configuration, 4, train, val, Rungs(first=60.0, count=2), seed=0)
+    trial = Trial(configuration, 4, train, val, Rungs(first=60.0, count=2), 0, CPU)
     trial.measure()
     assert not trial.climb(deadline=0.0)
     assert trial.score()["rung"] == 0
@@ -152,10 +176,9 @@ class TestRecord:
     def test_rows_say_why_trials_ended_and_survive_a_kill(self, tmp_path: Path, store: Store) -> None:
         with self.open(tmp_path / "s", store) as search:
             (a, _), (b, _), (c, _) = (search.ask() for _ in range(3))
-            for rung in (1, 2, 3):
+            for rung in (1, 2):
                 search.score(a, self.result(rung, 0.2 * rung))
-            search.end(a, self.result(3, 0.6))
-            search.score(b, self.result(1, 0.55))
+            search.end(a, self.result(3, 0.6))  # Ray Tune tells of the last rung with the end alone
             search.end(b, self.result(1, 0.55))
             search.end(c, {"status": "failed", "reason": "DivergedError: no"})
         # no finish(): the driver was killed here
@@ -183,7 +206,6 @@ class TestRecord:
         options: dict[str, Any] = {"budget": 60.0, "slots": 1, "deadline": FAR, "seed": 0}
         with Search(out, store, ["cnn1"], {}, **options) as search:
             number, _ = search.ask()
-            search.score(number, self.result(1, 0.5))
             search.end(number, self.result(1, 0.5))
         with Search(out, store, ["cnn1"], {}, **options) as again:
             assert again.begun == 1

@@ -1,0 +1,83 @@
+"""From the best checkpoint of a fit to the bundle: temperature, figures on val, model card."""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from safetensors.torch import load
+
+from fer_scale import bundle, storage
+from fer_scale.card import card
+from fer_scale.errors import FerScaleError
+from fer_scale.faces.store import Store
+from fer_scale.families.network import Network
+from fer_scale.learning import metrics
+from fer_scale.learning.calibration import fit_temperature, probabilities
+from fer_scale.learning.checkpoints import Checkpoints
+from fer_scale.learning.configuration import Configuration
+from fer_scale.learning.epochs import Plan
+from fer_scale.provenance import provenance
+
+
+def finish(plan: Plan, directory: Path) -> None:
+    """Write the bundle of a fit into an empty local directory.
+
+    Raises:
+        FerScaleError: the fit left no checkpoint.
+    """
+    state = Checkpoints(plan.checkpoints).state()
+    if state is None or not state["best_file"]:
+        raise FerScaleError("the fit ended without one checkpoint; give it a larger budget")
+    configuration = Configuration.from_dict(plan.configuration)
+    faces = Store.open(plan.store)
+    network = bundle.build(configuration, len(faces.classes), weights="none").eval()
+    network.load_state_dict(load(storage.read_bytes(storage.join(plan.checkpoints, state["best_file"]))))
+    val = faces.faces("val", configuration.preprocessing)
+    logits = _logits(network, val.images)
+    temperature = fit_temperature(logits, val.labels)
+    figures = {
+        **metrics.summarise(probabilities(logits, temperature), val.labels, faces.classes),
+        "ece_uncalibrated": metrics.expected_calibration_error(probabilities(logits), val.labels),
+        "temperature": temperature,
+        "split": "val",
+    }
+    facts = {
+        "data_fingerprint": faces.fingerprint,
+        "data_counts": faces.counts,
+        "weights": state["weights"],
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "epochs": round(state["curve"][-1]["epoch"], 2),
+        "fit_seconds": round(state["used"], 1),
+        "seed": plan.seed,
+        **provenance(),
+    }
+    text = card(
+        configuration=configuration.to_dict(),
+        classes=faces.classes,
+        counts=faces.counts,
+        fingerprint=faces.fingerprint,
+        metrics=figures,
+        weights=state["weights"],
+        versions=facts["versions"],
+        seconds=state["used"],
+    )
+    bundle.write(
+        directory,
+        network,
+        configuration,
+        classes=faces.classes,
+        temperature=temperature,
+        facts=facts,
+        metrics=figures,
+        curve=pd.DataFrame(state["curve"]),
+        card=text,
+    )
+
+
+@torch.inference_mode()
+def _logits(network: Network, images: npt.NDArray[np.uint8], batch_size: int = 256) -> npt.NDArray[np.float32]:
+    parts = [network(torch.tensor(images[at : at + batch_size])) for at in range(0, len(images), batch_size)]
+    logits: npt.NDArray[np.float32] = torch.cat(parts).numpy()
+    return logits
