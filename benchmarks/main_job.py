@@ -1,4 +1,4 @@
-"""The main job on FER2013: ingest, search all six families, fit the winner, evaluate; wall time and accuracy of each step.
+"""The main job on FER2013: ingest, search six families, fit the winner, evaluate; time and accuracy.
 
     python benchmarks/main_job.py [--search 15m] [--fit 25m] [--seed 0]
 
@@ -52,9 +52,7 @@ def main() -> None:
         rename = ["--rename", "surprise=surprised", "--id-column", "name"]
         kept = step("ingest", str(source), store, *rename, *SPLITS, *seed, steps=steps)
         found = step("tune", store, "--out", search, "--time-budget", given.search, *seed, steps=steps)
-        fitted = step(
-            "train", store, "--from", search, "--out", bundle, "--time-budget", given.fit, *seed, steps=steps
-        )
+        fitted = step("train", store, "--from", search, "--out", bundle, "--time-budget", given.fit, *seed, steps=steps)
         step("evaluate", bundle, store, "--out", report, *seed, steps=steps)
         metrics = json.loads((Path(report) / "metrics.json").read_text())
         board = json.loads((Path(search) / "leaderboard.json").read_text())["trials"]
