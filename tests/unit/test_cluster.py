@@ -28,3 +28,13 @@ def test_a_cluster_that_is_gone_is_said_at_once(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(InputError, match=f"no Ray cluster answers at {address}"):
         connect()
     assert time.monotonic() - began < 5
+
+
+def test_threads_of_workers_never_cross_machines() -> None:
+    cluster = Cluster(cpus=9, gpus=0, machines=(1, 8), ours=True)
+    assert [cluster.threads(workers) for workers in (1, 2, 3, 9)] == [8, 4, 2, 1]
+
+
+def test_a_process_larger_than_any_machine_is_refused() -> None:
+    with pytest.raises(InputError, match="6 CPUs were asked for in one process"):
+        Cluster(cpus=8, gpus=0, machines=(4, 4), ours=True).require(cpus=6, one=6)
