@@ -102,7 +102,7 @@ def tune(
     store: Annotated[str, typer.Argument(help="A face store.", metavar="STORE")],
     out: Annotated[str, typer.Option(help="The search to make.")],
     families: Annotated[list[str] | None, typer.Option(help="A,B,...: these families only.")] = None,
-    time_budget: Annotated[str | None, typer.Option(help="Wall time, as 2h, 40m or 90s.", show_default="40m")] = None,
+    time_budget: Annotated[str, typer.Option(help="Wall time, as 2h, 40m or 90s.")] = "40m",
     max_trials: Annotated[int | None, typer.Option(min=1, help="At most so many trials.")] = None,
     fix: Annotated[list[str] | None, typer.Option(help="KEY=VALUE of a parameter not to search.")] = None,
     cpus_per_trial: Annotated[float, typer.Option(help="CPUs of a trial.")] = 1,
@@ -120,8 +120,6 @@ def tune(
     arguments = dict(locals())
     arguments["families"] = words(families)
     arguments["fix"] = settings(fix)
-    if time_budget is None and max_trials is None:
-        arguments["time_budget"] = "40m"
     return _call("tune", arguments)
 
 

@@ -1,6 +1,6 @@
 """Where a search starts in each family, besides the source's reference: what has worked best for us so far.
 
-Each is a configuration as `train --config` reads it; docs/results.md has the fits behind them.
+Each is a configuration as `train --config` reads it.
 """
 
 from typing import Any

@@ -179,7 +179,8 @@ def _shown(plan: Plan) -> Iterator[None]:
                 for row in curve[shown:]:
                     share = row["epoch"] / plan.epochs if plan.epochs else row["seconds"] / (plan.seconds or 1.0)
                     rate = f"{row['images_per_second']:.0f} images/s"
-                    note = f"epoch {row['epoch']:.1f}: loss {row['train_loss']:.4f}, val {row['val_accuracy']:.4f}, {rate}"
+                    scores = f"loss {row['train_loss']:.4f}, val {row['val_accuracy']:.4f}"
+                    note = f"epoch {row['epoch']:.1f}: {scores}, {rate}"
                     meter.advance(min(round(100 * share), 100) - meter.done, note)
                 shown = len(curve)
 

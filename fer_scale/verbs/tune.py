@@ -155,7 +155,7 @@ def tune(
     *,
     out: str | os.PathLike[str],
     families: Sequence[str] | None = None,
-    time_budget: str | float | None = "40m",
+    time_budget: str | float = "40m",
     max_trials: int | None = None,
     fix: Mapping[str, Any] | None = None,
     cpus_per_trial: float = 1,
@@ -171,7 +171,7 @@ def tune(
         store: a face store.
         out: SEARCH; local or s3://.
         families: names; None takes all six.
-        time_budget: seconds, or text like ``40m``; with only ``max_trials`` given there may be none.
+        time_budget: wall time in seconds, or text like ``40m``.
         max_trials: at most this many trials.
         fix: values that are not searched, such as ``{"optimizer": "sgd", "resnet.variant": "resnet18"}``.
         cpus_per_trial: CPUs, and so threads, of each trial.
@@ -191,7 +191,7 @@ def tune(
     store, out = storage.normal(store), storage.normal(out)
     chosen = _check_families(families)
     fixed = check_fixed(fix or {}, chosen)
-    budget = parse_seconds(time_budget, "time-budget") if time_budget is not None else 40 * 60.0
+    budget = parse_seconds(time_budget, "time-budget")
     _check_numbers(max_trials, cpus_per_trial, gpus_per_trial)
     deadline = time.time() + budget
     faces = Store.open(store)

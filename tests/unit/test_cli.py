@@ -205,7 +205,7 @@ def test_arguments_reach_the_verbs() -> None:
     assert call.arguments["families"] == ["cnn1", "resnet"]
     assert call.arguments["fix"] == {"cnn1.dropout": 0.2}
     assert call.arguments["time_budget"] == "40m"
-    assert parsed("tune", "s", "--out", "o", "--max-trials", "2").arguments["time_budget"] is None
+    assert parsed("tune", "s", "--out", "o", "--max-trials", "2").arguments["time_budget"] == "40m"
     assert parsed("train", "s", "--out", "o", "--from", "q").arguments["from_search"] == "q"
     call = parsed("evaluate", "b1", "b2", "s", "--out", "o")
     assert (call.arguments["bundles"], call.arguments["store"]) == (["b1", "b2"], "s")

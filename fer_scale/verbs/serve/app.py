@@ -6,7 +6,6 @@ serve run fer_scale.verbs.serve.app:build bundle=s3://bucket/bundle replicas=2
 from dataclasses import fields
 from typing import Any
 
-import torch
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import BackpressureConfig
@@ -42,10 +41,9 @@ class Endpoint:
     """
 
     def __init__(self, bundle: str, limits: Limits, token_digest: str | None, tally: "DeploymentHandle[Any]") -> None:
-        torch.set_num_threads(1)
         self._tally = tally
         self._replica = serve.get_replica_context().replica_id.unique_id
-        self._service = Service(Predictor.load(bundle, threads=1), limits, token_digest)
+        self._service = Service(Predictor.load(bundle, engine="onnx", threads=1), limits, token_digest)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return create_app(self._service, self._exchange)
