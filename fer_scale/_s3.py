@@ -29,10 +29,16 @@ from fer_scale.errors import InputError, MissingPathError
 
 SCHEME = "s3://"
 MISSING = {"404", "NoSuchKey", "NotFound"}
+CONDITIONAL = {"ConditionalRequestConflict", "PreconditionFailed"}
 REFUSED = {
     "401", "403", "AccessDenied", "AllAccessDisabled", "ExpiredToken", "Forbidden", "InvalidAccessKeyId",
     "InvalidToken", "SignatureDoesNotMatch", "TokenRefreshRequired",
 }  # fmt: skip
+THROTTLED = {
+    "429", "500", "503", "InternalError", "RequestLimitExceeded", "RequestTimeout", "ServiceUnavailable", "SlowDown",
+    "Throttling", "ThrottlingException",
+}  # fmt: skip
+"""What S3 says when it is asked too much, or is ill, rather than asked wrongly; after all tries of the client."""
 CREDENTIALS = {"ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch", "TokenRefreshRequired"}
 
 
@@ -60,7 +66,8 @@ def _client(settings: tuple[str, ...]) -> Any:
     session = boto3.Session()
     region = os.environ.get("AWS_REGION") or session.region_name or "us-east-1"
     config = Config(
-        retries={"mode": "standard", "total_max_attempts": 5},
+        # Backs off, and after a refusal for its rate holds this process's requests to what S3 takes.
+        retries={"mode": "adaptive", "total_max_attempts": 6},
         connect_timeout=10,
         read_timeout=60,
         max_pool_connections=32,
@@ -79,13 +86,18 @@ def _filesystem(settings: tuple[str, ...], bucket: str) -> pyarrow.fs.S3FileSyst
     if not endpoint:
         # pyarrow does not follow a bucket to its region as boto3 does.
         region = client().head_bucket(Bucket=bucket).get("BucketRegion")
-        return pyarrow.fs.S3FileSystem(region=region)
+        return pyarrow.fs.S3FileSystem(region=region, retry_strategy=_patience())
     parts = urlsplit(endpoint)
     return pyarrow.fs.S3FileSystem(
         endpoint_override=parts.netloc or endpoint,
         scheme=parts.scheme if parts.netloc else "https",
         region=client().meta.region_name,
+        retry_strategy=_patience(),
     )
+
+
+def _patience() -> pyarrow.fs.AwsStandardS3RetryStrategy:
+    return pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=6)
 
 
 def filesystem(bucket: str) -> pyarrow.fs.S3FileSystem:
@@ -99,7 +111,7 @@ def _where() -> str:
 
 @contextmanager
 def translated(path: str) -> Iterator[None]:
-    """Turn what boto3 says of the user's settings into an `InputError`; any other failure passes as it is."""
+    """Turn what boto3 says into an `InputError`; the lost race of a conditional put passes as it is."""
     try:
         yield
     except ClientError as error:
@@ -141,12 +153,23 @@ def _of_client_error(path: str, error: ClientError) -> Exception:
             "credentials that may read and write there",
             "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy",
         )
-    return error
+    if code in THROTTLED:
+        return InputError(
+            f"{_where()} keeps refusing requests for {path} ({code})",
+            "an S3 endpoint that keeps up",
+            "run the same command again later, or with fewer --workers",
+        )
+    if code in CONDITIONAL:
+        return error
+    said = error.response.get("Error", {}).get("Message", "")
+    return InputError(
+        f"{_where()} does not serve {path} ({code}: {said})", "an object that can be read", "look at it in the bucket"
+    )
 
 
 def is_outage(error: InputError) -> bool:
-    """Whether S3 as a whole cannot be used (network, credentials, settings), rather than the one path asked for."""
+    """Whether S3 as a whole cannot be used (network, credentials, its load), rather than the one path asked for."""
     cause = error.__cause__
     if isinstance(cause, ClientError):
-        return cause.response.get("Error", {}).get("Code") in CREDENTIALS
+        return cause.response.get("Error", {}).get("Code") in CREDENTIALS | THROTTLED
     return isinstance(cause, BotoCoreError) and not isinstance(cause, ParamValidationError)

@@ -2,7 +2,9 @@
 
 import os
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,6 +13,8 @@ import pytest
 
 from fer_scale import _folders, _s3, storage
 from fer_scale.errors import InputError, MissingPathError
+from fer_scale.faces.images import ImageError
+from fer_scale.faces.tables import read_picture
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -307,3 +311,57 @@ def test_wrong_credentials_are_named() -> None:
         said = pytest.raises(InputError, match="refuses access to s3://bucket/a")
         with said, _s3.translated("s3://bucket/a"):
             raise ClientError({"Error": {"Code": code, "Message": "no"}}, "HeadObject")
+
+
+class Tired(BaseHTTPRequestHandler):
+    """An S3 endpoint that refuses `left` requests with one error before it answers."""
+
+    left = 0
+    error = ("503 Slow Down", "SlowDown")
+
+    def do_GET(self) -> None:
+        kind = type(self)
+        tired, kind.left = kind.left > 0, kind.left - 1
+        status, code = kind.error
+        body = f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode() if tired else b"a face"
+        self.send_response(int(status[:3]) if tired else 200, status[4:] if tired else "OK")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Says nothing."""
+
+
+@pytest.fixture
+def tired(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Tired]]:
+    class Endpoint(Tired):
+        pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Endpoint)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+    yield Endpoint
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_throttled_read_is_tried_again(tired: type[Tired]) -> None:
+    tired.left = 2
+    assert storage.read_bytes("s3://bucket/face.png") == b"a face"
+
+
+def test_throttling_without_end_stops_a_run_and_is_no_fault_of_the_picture(
+    tired: type[Tired], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0.0)
+    tired.left = 10**6
+    with pytest.raises(InputError, match=r"keeps refusing requests for s3://bucket/face.png \(SlowDown\)") as said:
+        read_picture("s3://bucket/face.png")
+    assert storage.is_outage(said.value)
+
+
+def test_an_object_that_cannot_be_had_is_an_error_of_that_picture_alone(tired: type[Tired]) -> None:
+    tired.left, tired.error = 10**6, ("403 Forbidden", "InvalidObjectState")
+    with pytest.raises(ImageError, match="InvalidObjectState"):
+        read_picture("s3://bucket/in-the-archive.png")
