@@ -17,7 +17,7 @@ import typer
 
 import fer_scale
 from fer_scale.arguments import pairs, settings, words
-from fer_scale.errors import InputError
+from fer_scale.errors import FerScaleError, InputError
 
 HOW_TO_GO_ON = {
     "ingest": "stopped; nothing was written, so the same command starts again",
@@ -254,12 +254,13 @@ def _interrupt(number: int, frame: object) -> None:
 
 
 def _explain(error: Exception, debug: bool) -> int:
-    wrong = user_error(error)
+    ours = own_error(error)
     if debug:
         traceback.print_exception(error)
-    if wrong is not None:
-        return _fail(str(wrong), 2)
-    return _fail(f"{type(error).__name__}: {error}" + ("" if debug else f" ({DEBUG_HINT})"), 1)
+    if isinstance(ours, InputError):
+        return _fail(str(ours), 2)
+    said = f"{type(error).__name__}: {error}" if ours is None else str(ours)
+    return _fail(said + ("" if debug else f" ({DEBUG_HINT})"), 1)
 
 
 def _fail(message: str, code: int) -> int:
@@ -268,13 +269,13 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
-def user_error(error: BaseException | None) -> InputError | None:
-    """The `InputError` within the errors that Ray wraps around what was raised on another process."""
+def own_error(error: BaseException | None) -> FerScaleError | None:
+    """The error of ours within those that Ray wraps around what was raised on another process."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         cause = getattr(error, "cause", None)
-        if isinstance(error, InputError) and not isinstance(cause, InputError):
+        if isinstance(error, FerScaleError) and not isinstance(cause, FerScaleError):
             return error
         error = cause if isinstance(cause, BaseException) else error.__cause__
     return None

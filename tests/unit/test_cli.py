@@ -125,11 +125,11 @@ def test_a_fault_of_ours_is_one_line_and_1(monkeypatch: pytest.MonkeyPatch, caps
 
 def test_what_ray_wrapped_is_still_the_users_error() -> None:
     inner = InputError("a", "b", "c")
-    assert cli.user_error(inner) is inner
+    assert cli.own_error(inner) is inner
     outer = RuntimeError("a task failed")
     outer.__cause__ = inner
-    assert cli.user_error(outer) is inner
-    assert cli.user_error(RuntimeError("ours")) is None
+    assert cli.own_error(outer) is inner
+    assert cli.own_error(RuntimeError("ours")) is None
 
 
 @pytest.mark.parametrize("verb", VERBS)
