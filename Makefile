@@ -5,9 +5,12 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DATA ?=
 
-.PHONY: test demo lint format clean
+.PHONY: test test-all demo lint format clean
 
 test: $(READY)
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(READY)
 	$(BIN)/python -m pytest
 
 demo: $(READY)

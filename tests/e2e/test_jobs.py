@@ -134,6 +134,7 @@ def result(said: str) -> dict[str, object]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_line_through_jobs(cluster: Cluster, bucket: str) -> None:
     store, search, bundle, labels = (f"{bucket}/{name}" for name in ("store", "search", "bundle", "labels"))

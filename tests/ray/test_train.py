@@ -138,6 +138,7 @@ def wait_for(path: Path, seconds: float = 120) -> None:
     assert path.exists()
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_goes_on(store: Path, config: Path, tmp_path: Path) -> None:
     out = tmp_path / "b"
     with ThreadPoolExecutor(1) as pool:

@@ -113,6 +113,7 @@ def test_a_trial_that_fails_is_a_row_with_a_reason(store: Path, tmp_path: Path) 
     assert failed["accuracy"] is None
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_it_loses_and_repeats_nothing(store: Path, tmp_path: Path) -> None:
     out = tmp_path / "s"
     small = {key: str(value) for key, value in SMALL.items() if not key.startswith("cnn2")}
