@@ -1,6 +1,7 @@
 """The model bundle: a folder of safetensors, ONNX and JSON that says what it is, and is safe to open.
 
 config.json  weights.safetensors  model.onnx  metrics.json  curve.parquet  README.md  checksums.json
+calibration.parquet (where the store has a calib split)
 """
 
 import hashlib
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 FILES = ("config.json", "weights.safetensors", "model.onnx", "metrics.json", "curve.parquet", "README.md")
+CALIBRATION = "calibration.parquet"
+"""What the network answered on val and calib: split, id, label (the truth), prob_<class>."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,23 @@ class Bundle:
         network = build(self.configuration(), len(self.classes), weights="none")
         network.load_state_dict(load_file(self.directory / "weights.safetensors"))
         return network.eval()
+
+    def calibration(self) -> "pd.DataFrame":
+        """The rows of calibration.parquet.
+
+        Raises:
+            InputError: the bundle has none.
+        """
+        import pandas as pd
+
+        path = self.directory / CALIBRATION
+        if not path.exists():
+            raise InputError(
+                f"a bundle without {CALIBRATION}",
+                "one that was trained on a store with a calib split",
+                "train again on a store of fer-scale ingest",
+            )
+        return pd.read_parquet(path)
 
     @classmethod
     def load(cls, path: str | Path) -> "Bundle":
@@ -112,12 +132,14 @@ def write(
     metrics: dict[str, Any],
     curve: "pd.DataFrame",
     card: str,
+    calibration: "pd.DataFrame | None" = None,
 ) -> str:
     """Write a bundle into an empty local directory (the caller publishes it); gives its model_id.
 
     Args:
         facts: data fingerprint, versions, weights used, seed and commit: told, but no part of the model_id.
         card: the model card, Markdown; ``{model_id}`` in it is filled in.
+        calibration: what the network answers on val and calib; None where there is no calib.
     """
     from safetensors.torch import save_file
 
@@ -140,7 +162,11 @@ def write(
     (directory / "metrics.json").write_text(json.dumps({**metrics, "model_id": config["model_id"]}, indent=2) + "\n")
     curve.to_parquet(directory / "curve.parquet", index=False)
     (directory / "README.md").write_text(card.replace("{model_id}", config["model_id"]))
-    sums = {name: _sha256(directory / name) for name in FILES}
+    names = list(FILES)
+    if calibration is not None:
+        calibration.to_parquet(directory / CALIBRATION, index=False)
+        names.append(CALIBRATION)
+    sums = {name: _sha256(directory / name) for name in names}
     (directory / "checksums.json").write_text(json.dumps(sums, indent=2) + "\n")
     return str(config["model_id"])
 
@@ -193,7 +219,7 @@ def _json(path: Path, bundle: str) -> dict[str, Any]:
 
 def _check_sums(directory: Path, bundle: str) -> None:
     sums = _json(directory / "checksums.json", bundle)
-    for name in FILES:
+    for name in (*FILES, *([CALIBRATION] if CALIBRATION in sums else [])):
         if not (directory / name).exists():
             raise InputError(
                 f"bundle {bundle} without {name}",

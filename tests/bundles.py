@@ -10,7 +10,7 @@ from fer_scale.faces.sample import CLASSES
 from fer_scale.learning.configuration import Configuration
 
 
-def write_bundle(directory: Path, seed: int = 0) -> Path:
+def write_bundle(directory: Path, seed: int = 0, calibration: pd.DataFrame | None = None) -> Path:
     """Write it into `directory`, which is made; another seed gives another model."""
     directory.mkdir(parents=True)
     torch.manual_seed(seed)
@@ -25,5 +25,6 @@ def write_bundle(directory: Path, seed: int = 0) -> Path:
         metrics={},
         curve=pd.DataFrame({"epoch": [1]}),
         card="# Model {model_id}\n",
+        calibration=calibration,
     )
     return directory

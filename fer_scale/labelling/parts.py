@@ -14,8 +14,8 @@ from fer_scale import storage
 ERRORS_SCHEMA = pa.schema([("id", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
 
 
-def labels_schema(classes: list[str]) -> pa.Schema:
-    """The columns of ``labels``: one row a face."""
+def labels_schema(classes: list[str], accepting: bool = False) -> pa.Schema:
+    """The columns of ``labels``: one row a face; ``accepted`` where an error was promised."""
     return pa.schema(
         [
             ("id", pa.string()),
@@ -24,6 +24,7 @@ def labels_schema(classes: list[str]) -> pa.Schema:
             ("confidence", pa.float32()),
             *((f"prob_{name}", pa.float32()) for name in classes),
             ("model_id", pa.string()),
+            *([("accepted", pa.bool_())] if accepting else []),
         ]
     )
 

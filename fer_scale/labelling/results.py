@@ -64,8 +64,11 @@ def summarise(ledger: Ledger, run: dict[str, Any], new: int) -> dict[str, Any]:
     counts = {name: sum(entry[name] for entry in entries) for name in COUNTS}
     if counts["inputs"] != counts["labelled"] + counts["no_face"] + counts["errors"]:
         raise FerScaleError(f"the counts do not add up: {counts}")
+    promised = run["settings"].get("acceptance")
+    accepted = sum(entry["accepted"] for entry in entries) if promised else 0
     return {
         **counts,
+        **({"accepted": accepted, "review": counts["faces"] - accepted} if promised else {}),
         "new": new,
         "images_per_second": round(ledger.labelled_images / max(ledger.seconds, 1e-3), 2),
         "seconds": round(ledger.seconds, 3),
@@ -100,6 +103,7 @@ def _report(out: str, ledger: Ledger, run: dict[str, Any], summary: dict[str, An
         title="Labels",
         summary=summary,
         settings=run["settings"],
+        promised=run["settings"].get("acceptance"),
         classes=[(name, summary["labels"].get(name, 0)) for name in classes],
         reasons=sorted(summary["reasons"].items(), key=lambda item: (-item[1], item[0])),
         confidence=_confidence(histogram),

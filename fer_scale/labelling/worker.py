@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fer_scale import storage
@@ -29,6 +30,7 @@ from fer_scale.labelling.parts import (
 )
 from fer_scale.labelling.reading import Payload, Reader
 from fer_scale.labelling.units import Unit
+from fer_scale.learning.acceptance import Acceptance
 
 BINS = 20
 """Of the confidence histogram, from 0 to 1."""
@@ -77,18 +79,28 @@ class Worker:
         out: the folder that is written.
         reader: of the source.
         batch: images inferred at once.
-        threads: that fetch and decode ahead; 0 does it in line, which is best where the files are near and
-        the
+        threads: that fetch and decode ahead; 0 does it in line, which is best where the files are near and the
             network runs on the same core.
+        acceptance: says which labels are accepted; None leaves the column out.
     """
 
-    def __init__(self, predictor: Answers, out: str, reader: Reader, *, batch: int = 128, threads: int = 0) -> None:
+    def __init__(
+        self,
+        predictor: Answers,
+        out: str,
+        reader: Reader,
+        *,
+        batch: int = 128,
+        threads: int = 0,
+        acceptance: Acceptance | None = None,
+    ) -> None:
         self._predictor = predictor
         self._out = out
         self._reader = reader
         self._batch = batch
         self._ahead = ThreadPoolExecutor(threads) if threads else None
-        self._schema = labels_schema(predictor.classes)
+        self._acceptance = acceptance
+        self._schema = labels_schema(predictor.classes, accepting=acceptance is not None)
         shape = (predictor.preprocessing.channels, predictor.preprocessing.size, predictor.preprocessing.size)
         self._buffer: Pixels = np.empty((batch, *shape), dtype=np.uint8)
 
@@ -182,15 +194,18 @@ class Worker:
         classes = self._predictor.classes
         distinct = np.concatenate([np.zeros((0, len(classes)), dtype=np.float32), *tally.probabilities])
         found = distinct[tally.answers] if tally.answers else distinct[:0]
-        best = found.argmax(axis=1)
+        labels = np.array(classes, dtype=object)[found.argmax(axis=1)]
+        confidence = found.max(axis=1, initial=0.0)
         columns: list[Any] = [
             tally.ids,
             np.zeros(len(found), dtype=np.int32),
-            [classes[at] for at in best],
-            found.max(axis=1, initial=0.0),
+            labels,
+            confidence,
             *found.T,
             [self._predictor.model_id] * len(found),
         ]
+        if self._acceptance is not None:
+            columns.append(self._acceptance.mask(confidence, labels))
         fresh = pa.table(columns, schema=self._schema)
         return pa.concat_tables([fresh, *(rows.cast(self._schema) for rows in tally.carried_labels)])
 
@@ -225,6 +240,7 @@ class Worker:
             "faces": rows.num_rows,
             "duplicates": rows.num_rows - len(set(tally.digests.values())),
             "carried": sum(t.num_rows for t in tally.carried_labels) + tally.carried_errors,
+            "accepted": pc.sum(rows["accepted"]).as_py() or 0 if self._acceptance else 0,
             "shares": dict(Counter(rows["label"].to_pylist())),
             "reasons": dict(Counter(reason for _, reason, _ in tally.errors)),
             "histogram": np.histogram(confidence, BINS, (0.0, 1.0))[0].tolist(),

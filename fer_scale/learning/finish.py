@@ -11,7 +11,7 @@ from safetensors.torch import load
 from fer_scale import bundle, storage
 from fer_scale.card import card
 from fer_scale.errors import FerScaleError
-from fer_scale.faces.store import Store
+from fer_scale.faces.store import Faces, Store
 from fer_scale.families.network import Network
 from fer_scale.learning import metrics
 from fer_scale.learning.calibration import fit_temperature, probabilities
@@ -43,6 +43,13 @@ def finish(plan: Plan, directory: Path) -> None:
         "temperature": temperature,
         "split": "val",
     }
+    calibration = None
+    if sum(faces.counts.get("calib", {}).values()):
+        calib = faces.faces("calib", configuration.preprocessing)
+        scored = [("val", val, logits), ("calib", calib, _logits(network, calib.images))]
+        calibration = pd.concat(
+            [_answers(split, rows, probabilities(found, temperature), faces.classes) for split, rows, found in scored]
+        )
     facts = {
         "data_fingerprint": faces.fingerprint,
         "data_counts": faces.counts,
@@ -73,7 +80,14 @@ def finish(plan: Plan, directory: Path) -> None:
         metrics=figures,
         curve=pd.DataFrame(state["curve"]),
         card=text,
+        calibration=calibration,
     )
+
+
+def _answers(split: str, faces: Faces, found: npt.NDArray[np.float32], classes: list[str]) -> pd.DataFrame:
+    truth = [classes[at] for at in faces.labels]
+    said = {f"prob_{name}": found[:, at] for at, name in enumerate(classes)}
+    return pd.DataFrame({"split": split, "id": faces.ids, "label": truth, **said})
 
 
 @torch.inference_mode()

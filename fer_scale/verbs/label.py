@@ -13,7 +13,7 @@ from typing import Any, Literal
 from fer_scale import storage
 from fer_scale.bundle import Bundle
 from fer_scale.cluster import TOLERANCE, Cluster, connected
-from fer_scale.console import Meter, progress, say, set_quiet
+from fer_scale.console import Meter, progress, say, set_quiet, warn
 from fer_scale.errors import InputError
 from fer_scale.faces.images import PREPROCESSING_VERSION
 from fer_scale.labelling import ledger, results
@@ -21,6 +21,7 @@ from fer_scale.labelling.lease import Lease
 from fer_scale.labelling.ledger import Ledger, Plan
 from fer_scale.labelling.sources import Source
 from fer_scale.labelling.units import Unit
+from fer_scale.learning.acceptance import Acceptance, Outcomes, accept
 from fer_scale.predictor import EngineName
 from fer_scale.verbs.label_stream import ACTOR_CPUS, LISTING_CPUS, Job, stream
 
@@ -40,6 +41,7 @@ def label(
     include: str | None = None,
     workers: int | None = None,
     engine: EngineName = "auto",
+    max_error: float | None = None,
     retry_errors: bool = False,
     overwrite: bool = False,
     seed: int = 0,
@@ -60,6 +62,8 @@ def label(
             (``*.zip``) or tables chooses among these; without it every file is an input.
         workers: actors, each with one thread or one GPU; without it as many as the cluster has.
         engine: auto, onnx or torch; a run keeps the one it began with.
+        max_error: the largest share of errors among accepted labels, as 0.05: adds the column ``accepted``, by a
+            threshold that the bundle's calib rows prove with 95 % confidence (`learning.acceptance`).
         retry_errors: try the images again that ended as errors.
         overwrite: forget what an earlier run left in ``out``.
         seed: taken like everywhere; nothing is drawn here.
@@ -71,7 +75,7 @@ def label(
 
     Raises:
         InputError: source, bundle or out cannot be used, another run is at work on ``out`` or began it with another
-            model or setting, or the cluster is too small.
+            model or setting, the cluster is too small, or the bundle's calib rows are too few for ``max_error``.
     """
     set_quiet(quiet)
     source, out, bundle = (storage.normal(path) for path in (source, out, bundle))
@@ -85,6 +89,8 @@ def label(
     found.check_ids()
     run = None if overwrite else ledger.manifest(out)
     settings = _settings(model, found, engine, run)
+    settings["max_error"] = max_error  # before what follows from it: a refusal names the first that differs
+    settings["acceptance"] = None if max_error is None else asdict(_acceptance(model, max_error))
     # A new run needs the cluster in any case, so it asks before it writes or deletes anything. One that is gone on
     # with may have nothing left to do, and then Ray is not even started.
     with connected() if run is None else nullcontext() as cluster:
@@ -129,6 +135,15 @@ def _settings(model: Bundle, source: Source, engine: EngineName, run: dict[str, 
         "include": source.include,
         "unit_images": there.get("unit_images") or source.unit_images(),
     }
+
+
+def _acceptance(model: Bundle, max_error: float) -> Acceptance:
+    rows = model.calibration()
+    val, calib = (Outcomes.of(rows[rows["split"] == split], model.classes) for split in ("val", "calib"))
+    found = accept(val, calib, max_error)
+    if found.threshold is None:
+        warn(f"no confidence keeps errors within {max_error:g} on the calib rows: every label will go to review")
+    return found
 
 
 def _engine_of(cluster: Cluster, engine: EngineName) -> Literal["onnx", "torch"]:
@@ -187,6 +202,8 @@ class _Session:
             f"{summary['no_face']:,} without a face, {summary['errors']:,} errors, "
             f"{summary['duplicates']:,} duplicates; {self._new:,} of them now"
         )
+        if "accepted" in summary:
+            say(f"{summary['accepted']:,} accepted, {summary['review']:,} for review")
         say(f"report: {storage.join(self._out, 'report.html')}")
         return summary
 
@@ -209,7 +226,11 @@ class _Session:
                 begun.append(unit)
             if len(begun) == workers:
                 break
-        job = Job(bundle, settings["model_id"], self._source, self._out, settings["engine"], gpu, retry_errors)
+        promised = settings.get("acceptance")
+        acceptance = Acceptance(**promised) if promised else None
+        job = Job(
+            bundle, settings["model_id"], self._source, self._out, settings["engine"], gpu, retry_errors, acceptance
+        )
         entries = stream(job, plan, self._target, len(begun), seen)
         with progress("labelling") as meter, _Counting(meter, begun, listing):
             self._take(entries, meter)

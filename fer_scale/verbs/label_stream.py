@@ -24,6 +24,7 @@ from fer_scale.labelling.reading import Reader
 from fer_scale.labelling.sources import Source
 from fer_scale.labelling.units import Unit
 from fer_scale.labelling.worker import Worker
+from fer_scale.learning.acceptance import Acceptance
 from fer_scale.storage import is_s3
 
 ACTOR_CPUS = 0.8
@@ -45,6 +46,7 @@ class Job:
     engine: Literal["onnx", "torch"]
     gpu: bool
     retry_errors: bool
+    acceptance: Acceptance | None
 
 
 class IncompleteError(RuntimeError):
@@ -196,4 +198,4 @@ def _worker(job: Job) -> Worker:
     threads = (16 if is_s3(job.source.path) else 0) + (16 if job.gpu else 0)
     reader = Reader(job.source.image_column, job.source.id_column)
     batch = 1024 if job.gpu else 128
-    return Worker(predictor, job.out, reader, batch=batch, threads=threads)
+    return Worker(predictor, job.out, reader, batch=batch, threads=threads, acceptance=job.acceptance)

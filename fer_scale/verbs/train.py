@@ -48,7 +48,9 @@ def train(
     seed: int = 0,
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Fit one configuration on the train split and publish a model bundle; test and calib are never read.
+    """Fit one configuration on the train split and publish a model bundle.
+
+    test is never read, and calib by the finished network alone.
 
     Args:
         store: a face store.

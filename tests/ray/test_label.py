@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -169,3 +170,34 @@ def test_killed_and_run_again_it_is_as_if_unbroken(session: None, bundle: Path, 
     assert (summary["inputs"], summary["labelled"]) == (900, 900)
     label(bundle, root, tmp_path / "unbroken")
     assert rows(broken) == rows(tmp_path / "unbroken")
+
+
+def calibration() -> pd.DataFrame:
+    """Answers on val and calib that are right from a confidence of 0.3 on, and wrong below."""
+    rng = np.random.default_rng(0)
+    confidence = rng.uniform(0.25, 0.5, 800)
+    rest = (1 - confidence) / 3
+    found = pd.DataFrame({"split": ["val", "calib"] * 400, "id": [str(n) for n in range(800)]})
+    found["label"] = np.where(confidence >= 0.3, "happy", "sad")
+    return found.assign(prob_happy=confidence, prob_sad=rest, prob_surprised=rest, prob_neutral=rest)
+
+
+def test_what_is_accepted_follows_the_promise(session: None, bundle: Path, tmp_path: Path) -> None:
+    root = faces(tmp_path / "faces", 24)
+    with pytest.raises(InputError, match=r"a bundle without calibration\.parquet"):
+        label(bundle, root, tmp_path / "none", max_error=0.05, quiet=True)
+    proven, out = write_bundle(tmp_path / "proven", calibration=calibration()), tmp_path / "out"
+    found = label(proven, root, out, max_error=0.05, quiet=True)
+    settings = json.loads((out / "run.json").read_text())["settings"]
+    threshold = settings["acceptance"]["threshold"]
+    assert 0.25 < threshold < 0.31
+    table = pq.read_table(out / "labels").to_pylist()
+    assert [row["accepted"] for row in table] == [row["confidence"] >= threshold for row in table]
+    assert found["accepted"] == sum(row["accepted"] for row in table)
+    assert found["accepted"] + found["review"] == found["labelled"] == 24
+    assert "At most 5.0" in (out / "report.html").read_text()
+    (root / "new.png").write_bytes(noise(100))
+    grown = label(proven, root, out, max_error=0.05, quiet=True)
+    assert (grown["new"], grown["accepted"] + grown["review"]) == (1, 25)
+    with pytest.raises(InputError, match=r"max_error 0\.1, where the run in .* has max_error 0\.05"):
+        label(proven, root, out, max_error=0.1, quiet=True)

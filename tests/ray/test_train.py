@@ -82,6 +82,18 @@ def test_the_bundle_holds_what_the_contract_says(trained: tuple[Path, dict[str, 
     assert "Article 5" in card
 
 
+def test_calib_is_answered_by_the_finished_network(trained: tuple[Path, dict[str, Any]], store: Path) -> None:
+    bundle = Bundle.load(trained[0])
+    rows, faces = bundle.calibration(), Store.open(str(store))
+    for split in ("val", "calib"):
+        known = faces.faces(split, bundle.preprocessing)
+        answered = rows[rows["split"] == split]
+        assert answered["id"].tolist() == known.ids
+        expected = Predictor.load(bundle, "onnx").probabilities(known.images)
+        found = answered[[f"prob_{name}" for name in bundle.classes]].to_numpy()
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
 def test_onnx_and_torch_give_the_same_answer(trained: tuple[Path, dict[str, Any]], store: Path) -> None:
     onnx, torch_ = (Predictor.load(trained[0], engine=engine, threads=1) for engine in ("onnx", "torch"))  # type: ignore[arg-type]
     images = Store.open(str(store)).faces("test", onnx.preprocessing).images
