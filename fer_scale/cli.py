@@ -203,6 +203,9 @@ def serve(
     token_file: Annotated[str | None, typer.Option(help="File with the token that requests must bear.")] = None,
     max_bytes: Annotated[int, typer.Option(min=1, help="Largest request, in bytes.")] = 8 * 2**20,
     max_images: Annotated[int, typer.Option(min=1, help="Most images in a request.")] = 64,
+    max_error: Annotated[
+        float | None, typer.Option(help="Say which labels are accepted, as label --max-error does.")
+    ] = None,
     seed: Seed = 0,
     quiet: Quiet = False,
     json: Json = False,

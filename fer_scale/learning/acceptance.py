@@ -18,11 +18,14 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import binom
 
+from fer_scale.console import warn
 from fer_scale.errors import InputError
 from fer_scale.faces.labels import OTHER
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from fer_scale.bundle import Bundle
 
 LEVEL = 0.95
 """With what probability, over the draw of calib, the promise holds."""
@@ -114,6 +117,20 @@ def accept(val: Outcomes, calib: Outcomes, max_error: float, level: float = LEVE
             break
         best = (threshold, accepted, wrong)
     return Acceptance(max_error, level, best[0], rows, best[1], best[2])
+
+
+def promise(bundle: "Bundle", max_error: float) -> Acceptance:
+    """`accept` on what a bundle keeps of val and calib; warns where nothing can be accepted.
+
+    Raises:
+        InputError: as `accept`, or the bundle keeps nothing.
+    """
+    rows = bundle.calibration()
+    val, calib = (Outcomes.of(rows[rows["split"] == split], bundle.classes) for split in ("val", "calib"))
+    found = accept(val, calib, max_error)
+    if found.threshold is None:
+        warn(f"no confidence keeps errors within {max_error:g} on the calib rows: every label is for review")
+    return found
 
 
 def _sequence(val: Outcomes, max_error: float) -> list[float]:

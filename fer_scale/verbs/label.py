@@ -13,7 +13,7 @@ from typing import Any, Literal
 from fer_scale import storage
 from fer_scale.bundle import Bundle
 from fer_scale.cluster import TOLERANCE, Cluster, connected
-from fer_scale.console import Meter, progress, say, set_quiet, warn
+from fer_scale.console import Meter, progress, say, set_quiet
 from fer_scale.errors import InputError
 from fer_scale.faces.images import PREPROCESSING_VERSION
 from fer_scale.labelling import ledger, results
@@ -21,7 +21,7 @@ from fer_scale.labelling.lease import Lease
 from fer_scale.labelling.ledger import Ledger, Plan
 from fer_scale.labelling.sources import Source
 from fer_scale.labelling.units import Unit
-from fer_scale.learning.acceptance import Acceptance, Outcomes, accept
+from fer_scale.learning.acceptance import Acceptance, promise
 from fer_scale.predictor import EngineName
 from fer_scale.verbs.label_stream import ACTOR_CPUS, LISTING_CPUS, Job, stream
 
@@ -90,7 +90,7 @@ def label(
     run = None if overwrite else ledger.manifest(out)
     settings = _settings(model, found, engine, run)
     settings["max_error"] = max_error  # before what follows from it: a refusal names the first that differs
-    settings["acceptance"] = None if max_error is None else asdict(_acceptance(model, max_error))
+    settings["acceptance"] = None if max_error is None else asdict(promise(model, max_error))
     # A new run needs the cluster in any case, so it asks before it writes or deletes anything. One that is gone on
     # with may have nothing left to do, and then Ray is not even started.
     with connected() if run is None else nullcontext() as cluster:
@@ -135,15 +135,6 @@ def _settings(model: Bundle, source: Source, engine: EngineName, run: dict[str, 
         "include": source.include,
         "unit_images": there.get("unit_images") or source.unit_images(),
     }
-
-
-def _acceptance(model: Bundle, max_error: float) -> Acceptance:
-    rows = model.calibration()
-    val, calib = (Outcomes.of(rows[rows["split"] == split], model.classes) for split in ("val", "calib"))
-    found = accept(val, calib, max_error)
-    if found.threshold is None:
-        warn(f"no confidence keeps errors within {max_error:g} on the calib rows: every label will go to review")
-    return found
 
 
 def _engine_of(cluster: Cluster, engine: EngineName) -> Literal["onnx", "torch"]:

@@ -14,6 +14,7 @@ from starlette.testclient import TestClient
 
 from fer_scale.errors import InputError
 from fer_scale.faces.images import prepare
+from fer_scale.learning.acceptance import Acceptance
 from fer_scale.predictor import Predictor
 from fer_scale.verbs.serve.batching import Answer, Batcher, Overloaded
 from fer_scale.verbs.serve.limits import Limits
@@ -53,6 +54,20 @@ def check_problem(response, status: int, kind: str) -> dict:
     assert document["title"]
     assert document["instance"].startswith("urn:uuid:")
     return document
+
+
+def test_accepted_follows_the_threshold(predictor: Predictor) -> None:
+    images = [picture(0), picture(1)]
+    confidences = sorted(
+        predictor.probabilities(np.stack([prepare(d, predictor.preprocessing) for d in images])).max(1)
+    )
+    acceptance = Acceptance(0.05, 0.95, float(confidences[1]), rows=100, accepted=80, wrong=1)
+    with TestClient(create_app(Service(predictor, Limits(), acceptance=acceptance))) as client:
+        results = client.post(PATH, files=parts(*images)).json()["results"]
+    assert sorted((result["confidence"], result["accepted"]) for result in results) == [
+        (pytest.approx(confidences[0], abs=1e-6), False),
+        (pytest.approx(confidences[1], abs=1e-6), True),
+    ]
 
 
 def test_answers_are_the_predictors(client: TestClient, predictor: Predictor) -> None:

@@ -49,6 +49,7 @@ def serve(
     token_file: str | os.PathLike[str] | None = None,
     max_bytes: int = 8 * 2**20,
     max_images: int = 64,
+    max_error: float | None = None,
     seed: int = 0,
     quiet: bool = False,
 ) -> dict[str, Any]:
@@ -62,6 +63,7 @@ def serve(
         token_file: a file with a bearer token that /v1 and /metrics then ask for.
         max_bytes: of a request's body.
         max_images: of one request.
+        max_error: adds ``accepted`` to each answer, by the threshold that `label` would use; None leaves it out.
         seed: taken because every verb takes it; nothing here is random.
         quiet: print nothing but the result.
 
@@ -79,7 +81,7 @@ def serve(
     def end(_signal: int, _frame: FrameType | None) -> None:
         ended.set()
 
-    arguments = {"token_file": token_file, "max_bytes": max_bytes, "max_images": max_images}
+    arguments = {"token_file": token_file, "max_bytes": max_bytes, "max_images": max_images, "max_error": max_error}
     with endpoint(bundle, host=host, port=port, replicas=replicas, arguments=arguments) as running:
         in_main = threading.current_thread() is threading.main_thread()
         before = signal.signal(signal.SIGTERM, end) if in_main else None
@@ -164,7 +166,7 @@ def endpoint(
 
 def _check(given: dict[str, Any]) -> None:
     """Refuse a token file or limits of no use before anything is started."""
-    limits = {name: value for name, value in given.items() if name != "token_file"}
+    limits = {name: value for name, value in given.items() if name not in ("token_file", "max_error")}
     Limits(**limits)
     if "token_file" in given:
         read_token(given["token_file"])

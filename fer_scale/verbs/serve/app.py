@@ -13,7 +13,9 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from fer_scale import storage
+from fer_scale.bundle import Bundle
 from fer_scale.errors import InputError
+from fer_scale.learning.acceptance import Acceptance, promise
 from fer_scale.predictor import Predictor
 from fer_scale.verbs.serve.limits import Limits
 from fer_scale.verbs.serve.metrics import Snapshot
@@ -40,10 +42,17 @@ class Endpoint:
     ONNX Runtime gets one thread: more cores are used by more replicas.
     """
 
-    def __init__(self, bundle: str, limits: Limits, token_digest: str | None, tally: "DeploymentHandle[Any]") -> None:
+    def __init__(
+        self,
+        bundle: str,
+        limits: Limits,
+        token_digest: str | None,
+        acceptance: Acceptance | None,
+        tally: "DeploymentHandle[Any]",
+    ) -> None:
         self._tally = tally
         self._replica = serve.get_replica_context().replica_id.unique_id
-        self._service = Service(Predictor.load(bundle, engine="onnx", threads=1), limits, token_digest)
+        self._service = Service(Predictor.load(bundle, engine="onnx", threads=1), limits, token_digest, acceptance)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return create_app(self._service, self._exchange)
@@ -58,12 +67,13 @@ def build(args: dict[str, Any]) -> Application:
 
     Args:
         args: ``bundle`` (a path, local or s3://, that every node can read), and optionally ``replicas`` (1),
-            ``token_file`` and the fields of `Limits`; values may be text, as `serve run` gives them.
+            ``token_file``, ``max_error`` (see `learning.acceptance`) and the fields of `Limits`; values may be text,
+            as `serve run` gives them.
 
     Raises:
         InputError: an argument is missing, unknown or of no use.
     """
-    known = {"bundle", "replicas", "token_file", *(field.name for field in fields(Limits))}
+    known = {"bundle", "replicas", "token_file", "max_error", *(field.name for field in fields(Limits))}
     unknown = sorted(set(args) - known)
     if unknown or not args.get("bundle"):
         raise InputError(
@@ -79,12 +89,13 @@ def build(args: dict[str, Any]) -> Application:
         raise InputError(f"replicas={replicas}", "at least 1", "raise it")
     bundle = storage.normal(str(args["bundle"]))
     token_digest = read_token(args["token_file"]) if args.get("token_file") else None
+    acceptance = promise(Bundle.load(bundle), _share(args["max_error"])) if args.get("max_error") else None
     deployment = Endpoint.options(  # type: ignore[attr-defined]
         num_replicas=replicas,
         max_ongoing_requests=limits.max_waiting + ROOM,
         max_queued_requests=2 * limits.max_waiting * replicas,
     )
-    app: Application = deployment.bind(bundle, limits, token_digest, TallyDeployment.bind())  # type: ignore[attr-defined]
+    app: Application = deployment.bind(bundle, limits, token_digest, acceptance, TallyDeployment.bind())  # type: ignore[attr-defined]
     return app
 
 
@@ -93,3 +104,10 @@ def _whole(name: str, value: Any) -> int:
         return int(value)
     except (TypeError, ValueError):
         raise InputError(f"{name}={value!r}", "a whole number", "correct it") from None
+
+
+def _share(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise InputError(f"max_error={value!r}", "a share between 0 and 1, as 0.05", "correct it") from None

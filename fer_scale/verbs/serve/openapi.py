@@ -20,6 +20,10 @@ class Result(BaseModel):
     label: str = Field(description="the most probable class")
     confidence: float = Field(ge=0, le=1, description="its calibrated probability")
     probabilities: dict[str, float] = Field(description="of every class; they sum to 1")
+    accepted: bool | None = Field(
+        None,
+        description="sure enough for the promised error, else for review; only with max_error",
+    )
 
 
 class Predictions(BaseModel):

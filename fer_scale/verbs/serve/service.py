@@ -10,6 +10,7 @@ import numpy as np
 from fastapi import Request
 
 from fer_scale.faces.images import ImageError, decode, to_array
+from fer_scale.learning.acceptance import Acceptance
 from fer_scale.predictor import Predictor
 from fer_scale.verbs.serve.batching import Answer, Batcher, Overloaded
 from fer_scale.verbs.serve.body import read_images
@@ -35,7 +36,13 @@ class BadImages(Exception):
 class Service:
     """A predictor, its limits, its counts and its token."""
 
-    def __init__(self, predictor: Predictor, limits: Limits, token_digest: str | None = None) -> None:
+    def __init__(
+        self,
+        predictor: Predictor,
+        limits: Limits,
+        token_digest: str | None = None,
+        acceptance: Acceptance | None = None,
+    ) -> None:
         self.predictor = predictor
         self.limits = limits
         self.counts = Counts()
@@ -46,6 +53,7 @@ class Service:
             observe=lambda n: self.counts.observe("fer_scale_batch_images", n, IMAGES),
         )
         self._token_digest = token_digest
+        self._acceptance = acceptance
         family = str(predictor.bundle.config.get("family", ""))
         self.counts.put("fer_scale_model_info", 1, model_id=predictor.model_id, family=family)
 
@@ -88,7 +96,7 @@ class Service:
         except BadImages as bad:
             raise self._unreadable(bad, names) from None
         classes = self.predictor.classes
-        results = []
+        results: list[dict[str, Any]] = []
         for row in probabilities:
             best = int(row.argmax())
             values = [round(float(p), DIGITS) for p in row]
@@ -99,6 +107,9 @@ class Service:
                     "probabilities": dict(zip(classes, values, strict=True)),
                 }
             )
+            if self._acceptance is not None:
+                sure = self._acceptance.mask(row[best : best + 1], np.array([classes[best]], dtype=object))
+                results[-1]["accepted"] = bool(sure[0])
             self.counts.add("fer_scale_images_total", label=classes[best])
         return {"model_id": self.predictor.model_id, "results": results}
 
