@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DATA ?=
 
-.PHONY: test test-all demo lint format clean
+.PHONY: test test-all demo docs package lint format clean
 
 test: $(READY)
 	$(BIN)/python -m pytest -m "not slow"
@@ -15,6 +15,13 @@ test-all: $(READY)
 
 demo: $(READY)
 	$(BIN)/python scripts/demo.py $(if $(DATA),--data "$(DATA)")
+
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@echo "build/site/index.html"
+
+package: $(READY)
+	$(BIN)/python scripts/package.py
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -28,7 +35,7 @@ format: $(READY)
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,haproxy,imagenet]'
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,docs,haproxy,imagenet]'
 	touch $@
 
 clean:
