@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import binom
+from scipy.special import bdtr  # the binomial's distribution function; scipy.stats takes seconds to import
 
 from fer_scale.console import warn
 from fer_scale.errors import InputError
@@ -113,7 +113,7 @@ def accept(val: Outcomes, calib: Outcomes, max_error: float, level: float = LEVE
     best: tuple[float | None, int, int] = (None, 0, 0)
     for threshold in _sequence(val, max_error):
         accepted, wrong = calib.above(threshold)
-        if not accepted or binom.cdf(wrong, accepted, max_error) > 1 - level:
+        if not accepted or bdtr(wrong, accepted, max_error) > 1 - level:
             break
         best = (threshold, accepted, wrong)
     return Acceptance(max_error, level, best[0], rows, best[1], best[2])
@@ -139,6 +139,6 @@ def _sequence(val: Outcomes, max_error: float) -> list[float]:
     if not len(confidences):
         return []
     candidates = np.unique(np.quantile(confidences, np.linspace(0, 1, CANDIDATES + 1), method="lower"))[::-1]
-    p_values = [float(binom.cdf(wrong, accepted, max_error)) for accepted, wrong in map(val.above, candidates)]
+    p_values = [float(bdtr(wrong, accepted, max_error)) for accepted, wrong in map(val.above, candidates)]
     first = min(range(len(candidates)), key=lambda at: (p_values[at], -at))
     return [float(threshold) for threshold in candidates[first:]]

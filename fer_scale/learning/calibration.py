@@ -2,7 +2,6 @@
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
 
@@ -19,6 +18,8 @@ def fit_temperature(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int6
         logits: ``[N, K]`` of a split that no weight was fitted on (val).
         labels: ``[N]`` class indices.
     """
+    from scipy.optimize import minimize_scalar  # slow to import, and whoever only infers does without
+
     rows = np.arange(len(labels))
     wide = logits.astype(np.float64)
 
