@@ -175,6 +175,7 @@ def label(
     out: Annotated[str, typer.Argument(help="Where labels, errors and the report go.", metavar="OUT")],
     image_column: Annotated[str, typer.Option(help="Column with the picture.")] = "image",
     id_column: Annotated[str | None, typer.Option(help="Column with a unique name.")] = None,
+    uri_column: Annotated[str | None, typer.Option(help="Column of a manifest with paths or s3:// of images.")] = None,
     include: Annotated[str | None, typer.Option(help="Only files like this, as '*.jpg'.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Workers.", show_default="one a CPU")] = None,
     engine: Annotated[str, typer.Option(help="What infers: auto, onnx or torch.")] = "auto",

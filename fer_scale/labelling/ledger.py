@@ -13,6 +13,9 @@ from fer_scale.labelling.lease import LeaseLostError
 from fer_scale.labelling.units import Unit
 
 MANIFEST_VERSION = 1
+MOST_FORMER = 64
+"""Parts looked through for a unit's answers. More only meet it where a manifest is not sorted; then reading them
+would cost more than to label anew."""
 Entry = dict[str, Any]
 """What `fer_scale.labelling.worker.Worker.label` returns."""
 
@@ -168,7 +171,7 @@ class Plan:
         found: list[str] = []
         if last:
             at = bisect.bisect_right(self._first, last) - 1
-            while at >= 0 and self._reach[at] >= first:
+            while at >= 0 and self._reach[at] >= first and len(found) < MOST_FORMER:
                 if self._spans[at][1] >= first:
                     found.append(self._spans[at][2])
                 at -= 1

@@ -36,11 +36,10 @@ class Reader:
         self._zip: tuple[str, zipfile.ZipFile] | None = None
 
     def read(self, unit: Unit) -> Iterator[tuple[str, Payload]]:
-        """``(id, payload)`` of every image of the unit, in its order: as many as the unit has, whatever
-        breaks."""
+        """``(id, payload)`` of every image of the unit, in its order: as many as it has, whatever breaks."""
         if unit.kind == "files":
             for item in unit.items:
-                yield item.id, partial(_file, f"{unit.path.rstrip('/')}/{item.name}", item)
+                yield item.id, partial(_file, unit.path + item.name, item)
         elif unit.kind in ("parquet", "csv"):
             yield from self._table(unit)
         elif unit.kind == "zip":
@@ -121,10 +120,10 @@ class Reader:
 
 def _file(path: str, item: Item) -> bytes:
     try:
-        return read_picture(path, item.size)
+        return read_picture(path, item.size or None)  # a manifest need not say the size
     except ImageError as error:
         if isinstance(error.__cause__, MissingPathError):
-            raise ImageError("missing", "the file was removed after it was listed") from None
+            raise ImageError("missing", "there is no such file, or it was removed after it was listed") from None
         raise
 
 

@@ -1,5 +1,4 @@
-"""What there is to label: the files of a folder, the rows of tables, the members of archives, as work
-units."""
+"""What there is to label, as work units: files of a folder, rows of tables, members of archives, URIs of manifests."""
 
 import csv
 import fnmatch
@@ -17,7 +16,8 @@ from fer_scale import storage
 from fer_scale.errors import InputError
 from fer_scale.faces.archives import TAR_ENDINGS, ZIP_ENDINGS
 from fer_scale.faces.sources import PARQUET_ENDINGS
-from fer_scale.labelling.tables import NoColumnError, csv_rows, open_parquet, picture_column
+from fer_scale.labelling.manifests import URI, Manifest, columns
+from fer_scale.labelling.tables import NoColumnError, check_unique, csv_rows, open_parquet, picture_column
 from fer_scale.labelling.units import SLICES, Item, Unit, broken, ranges, stretches
 
 ARCHIVES = (*ZIP_ENDINGS, *TAR_ENDINGS)
@@ -39,6 +39,8 @@ class Source:
     image_column: str
     id_column: str | None
     include: str | None
+    manifest: Manifest | None = None
+    """Where it names the images by URI."""
 
     @classmethod
     def open(
@@ -48,11 +50,13 @@ class Source:
         image_column: str = "image",
         id_column: str | None = None,
         include: str | None = None,
+        uri_column: str | None = None,
     ) -> "Source":
         """Look at a source: what is it, and is there anything in it.
 
         A folder is one of tables and archives when every visible file in it is one; otherwise every file in
-        it is an image. A face store stands for its ``data/``.
+        it is an image. A face store stands for its ``data/``. Tables are manifests when ``uri_column`` says so, or
+        when they have no pictures and a column ``uri``; S3 Inventory's ``manifest.json`` is one.
 
         Raises:
             InputError: nothing is there, it is empty, or its first table cannot be used.
@@ -62,6 +66,13 @@ class Source:
             path = storage.join(path, "data")
         single = not storage.is_dir(path)
         source = cls(path, True, single, image_column, id_column, include)
+        manifest = source._manifest(uri_column)
+        if manifest is not None:
+            found = replace(source, containers=False, manifest=manifest)
+            manifest.check()
+            if next(found.units(SMALL_UNIT), None) is None:
+                raise found._nothing("images")
+            return found
         found = replace(source, containers=source._all_containers())
         if next(found._files(), None) is None:
             raise found._nothing("files")
@@ -76,9 +87,38 @@ class Source:
                 if not _hidden(name):
                     yield from self._container(name, file, target)
             return
-        root = self.path.rpartition("/")[0] if self.single else self.path
+        if self.manifest is not None:
+            yield from stretches("", self._named(self.manifest), target)
+            return
+        root = self.path.rpartition("/")[0] if self.single else self.path.rstrip("/")
         items = (Item(_text(name), name, file.size, file.version) for name, file in self._files())
-        yield from stretches(root, items, target)
+        yield from stretches(f"{root}/", items, target)
+
+    def _named(self, manifest: Manifest) -> Iterator[Item]:
+        """What the manifest names and ``include`` lets through."""
+        return (item for item in manifest.items() if _matches(item.name, self.include))
+
+    def _manifest(self, uri_column: str | None) -> Manifest | None:
+        inventory = Manifest.of_inventory(self.path)
+        if inventory is not None:
+            return inventory
+        every = replace(self, include=None)  # which narrows the images, not the tables
+        if not every._all_containers():
+            tables = []
+        else:
+            tables = [file.path for name, file in every._files() if not _hidden(name)]
+        if not all(path.lower().endswith((*PARQUET_ENDINGS, ".csv")) for path in tables):
+            tables = []
+        if uri_column is None and tables and self.image_column == "image":
+            there = columns(tables[0])
+            uri_column = URI if URI in there and not {"image", "pixels"} & set(there) else None
+        elif uri_column is not None and not tables:
+            raise InputError(
+                f"--uri-column {uri_column} for {self.path}",
+                "a Parquet or CSV file, or a folder of them",
+                "leave it out",
+            )
+        return Manifest(tuple(tables), uri_column, self.id_column) if uri_column is not None else None
 
     def unit_images(self) -> int:
         """How many images a unit should have."""
@@ -112,8 +152,7 @@ class Source:
         return first.endswith(CONTAINERS) and all(name.endswith(CONTAINERS) for name in visible)
 
     def _check_first(self) -> None:
-        """A mistake in a column's name or a path is the user's: better one line now than a row of errors a
-        file."""
+        """A mistake in a column's name or a path is the user's: better one line now than an error row a file."""
         name, file = next((name, file) for name, file in self._files() if not _hidden(name))
         found = list(islice(self._container(name, file, UNIT), 2))
         if found and found[0].kind == "broken":
@@ -208,30 +247,22 @@ class Source:
         ]
 
     def check_ids(self) -> None:
-        """Refuse an id column whose values are not unique; reads that column alone, 8 bytes a row in memory.
+        """Refuse ids that a table gives and that are not unique, see `check_unique`.
 
         Raises:
             InputError: an id stands twice.
         """
-        if self.id_column is None or not self.containers:
+        if self.manifest is None and (self.id_column is None or not self.containers):
             return
-        hashes: list[pd.Series] = []
-        for ids in self._id_batches():
-            hashes.append(pd.util.hash_pandas_object(ids, index=False))
-        every = pd.concat(hashes, ignore_index=True) if hashes else pd.Series([], dtype="uint64")
-        suspects = set(every[every.duplicated()])
-        seen: set[str] = set()
-        for ids in self._id_batches() if suspects else ():
-            for value in ids[pd.util.hash_pandas_object(ids, index=False).isin(suspects)]:
-                if value in seen:
-                    raise InputError(
-                        f"id {value!r} stands more than once in column {self.id_column!r}",
-                        "an id of its own for every row",
-                        "name another column with --id-column, or leave it out",
-                    )
-                seen.add(value)
+        where = f"column {self.id_column!r} of " if self.id_column else ""
+        check_unique(self._id_batches, where + self.path)
 
     def _id_batches(self) -> Iterator["pd.Series[str]"]:
+        if self.manifest is not None:
+            ids = (item.id for item in self._named(self.manifest))
+            while batch := list(islice(ids, 65536)):
+                yield pd.Series(batch, dtype="object")
+            return
         for name, file in self._files():
             lower = name.lower()
             if _hidden(name) or not lower.endswith((*PARQUET_ENDINGS, ".csv")):

@@ -2,12 +2,15 @@
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fer_scale import storage
+from fer_scale.errors import InputError
 
 PICTURE_TYPES = (
     pa.types.is_binary,
@@ -43,8 +46,7 @@ def picture_column(schema: pa.Schema, image_column: str, id_column: str | None) 
 
 
 def csv_rows(path: str, image_column: str, id_column: str | None) -> Iterator[tuple[str, str]]:
-    """``(id or "", picture cell)`` of every row; fer2013.csv's ``pixels`` stands in for a column
-    ``image``."""
+    """``(id or "", picture cell)`` of every row; fer2013.csv's ``pixels`` stands in for a column ``image``."""
     csv.field_size_limit(64 * 2**20)
     with storage.open_input(path) as data:
         rows = csv.reader(io.TextIOWrapper(data, encoding="utf-8-sig", newline=""))
@@ -60,3 +62,29 @@ def csv_rows(path: str, image_column: str, id_column: str | None) -> Iterator[tu
             if row:
                 cells = row + [""] * (len(header) - len(row))
                 yield ("" if ident is None else cells[ident].strip()), cells[image]
+
+
+def check_unique(batches: Callable[[], Iterator["pd.Series[str]"]], where: str) -> None:
+    """Refuse ids that stand twice; 8 bytes an id in memory, twice that for a moment.
+
+    Args:
+        batches: gives all ids; called again to name the one that stands twice.
+
+    Raises:
+        InputError: an id stands twice.
+    """
+    hashes = [pd.util.hash_pandas_object(ids, index=False).to_numpy() for ids in batches()]
+    every = np.concatenate([np.zeros(0, dtype=np.uint64), *hashes])
+    hashes.clear()
+    every.sort()
+    suspects = set(every[1:][every[1:] == every[:-1]].tolist())
+    seen: set[str] = set()
+    for ids in batches() if suspects else ():
+        for value in ids[pd.util.hash_pandas_object(ids, index=False).isin(suspects)]:
+            if value in seen:
+                raise InputError(
+                    f"id {value!r} stands more than once in {where}",
+                    "an id of its own for every row",
+                    "name another column with --id-column, or remove the second",
+                )
+            seen.add(value)

@@ -29,7 +29,7 @@ class Item:
     name: str
     """Where to find it: a path below the unit's, or a member's name."""
     size: int
-    """Encoded bytes."""
+    """Encoded bytes; 0 also where it is not known."""
     version: str = ""
     """Changes with the content (files), or the offset in the archive (tar)."""
 
@@ -44,7 +44,7 @@ class Unit:
 
     kind: Kind
     path: str
-    """Folder (files) or file, absolute or s3://."""
+    """Folder with a slash at its end, nothing where the items are named in full (files), or file."""
     name: str
     """The file's path relative to SOURCE; empty for files of a folder."""
     version: str
@@ -76,8 +76,9 @@ class Unit:
 
     @property
     def span(self) -> tuple[str, str]:
-        """First and last id of a stretch of files; of other kinds two empty strings."""
-        return (self.items[0].id, self.items[-1].id) if self.kind == "files" else ("", "")
+        """First and last id, in their order, of a stretch of files; of other kinds two empty strings."""
+        ids = [item.id for item in self.items] if self.kind == "files" else [""]
+        return min(ids), max(ids)
 
     def to_bytes(self) -> bytes:
         """JSON, to be sent to a worker."""

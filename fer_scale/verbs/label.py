@@ -38,6 +38,7 @@ def label(
     *,
     image_column: str = "image",
     id_column: str | None = None,
+    uri_column: str | None = None,
     include: str | None = None,
     workers: int | None = None,
     engine: EngineName = "auto",
@@ -54,10 +55,12 @@ def label(
 
     Args:
         bundle: a model bundle, local or s3://.
-        source: a folder of images, a zip or tar archive, a Parquet or CSV file, a folder of those, or a face store.
+        source: a folder of images, a zip or tar archive, a Parquet or CSV file, a folder of those, a face store, or a
+            manifest of URIs.
         out: the folder that is written, local or s3://.
         image_column: the pictures in a table: encoded bytes, pixel text or paths.
         id_column: the ids in a table; without it an id is the file's path and the row, ``faces.parquet#7``.
+        uri_column: the tables are manifests, and this column names the images by path or s3://; the URI is the id.
         include: a pattern such as ``*.jpg`` for the files of a folder or the members of archives; one for archives
             (``*.zip``) or tables chooses among these; without it every file is an input.
         workers: actors, each with one thread or one GPU; without it as many as the cluster has.
@@ -85,7 +88,7 @@ def label(
         raise InputError(f"workers={workers}", "1 or more", "leave --workers out to use the whole cluster")
     if engine not in ("auto", "onnx", "torch"):
         raise InputError(f"engine {engine!r}", "auto, onnx or torch", "name one of them")
-    found = Source.open(source, image_column=image_column, id_column=id_column, include=include)
+    found = Source.open(source, image_column=image_column, id_column=id_column, include=include, uri_column=uri_column)
     found.check_ids()
     run = None if overwrite else ledger.manifest(out)
     settings = _settings(model, found, engine, run)
@@ -132,6 +135,7 @@ def _settings(model: Bundle, source: Source, engine: EngineName, run: dict[str, 
         "source": source.path,
         "image_column": source.image_column,
         "id_column": source.id_column,
+        "uri_column": source.manifest.uri_column if source.manifest else None,
         "include": source.include,
         "unit_images": there.get("unit_images") or source.unit_images(),
     }

@@ -195,7 +195,7 @@ def _worker(job: Job) -> Worker:
             "put the bundle where all machines read the same",
         )  # fmt: skip
     predictor = Predictor.load(bundle, engine=job.engine, threads=1)
-    threads = (16 if is_s3(job.source.path) else 0) + (16 if job.gpu else 0)
+    threads = (16 if is_s3(job.source.path) or job.source.manifest else 0) + (16 if job.gpu else 0)
     reader = Reader(job.source.image_column, job.source.id_column)
     batch = 1024 if job.gpu else 128
     return Worker(predictor, job.out, reader, batch=batch, threads=threads, acceptance=job.acceptance)

@@ -1,6 +1,7 @@
 """Labelling without Ray: sources cut into units, units read and published, what is done and what is left."""
 
 import csv
+import gzip
 import io
 import json
 import subprocess
@@ -10,6 +11,7 @@ import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote_plus
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from fer_scale import storage
 from fer_scale.errors import InputError
 from fer_scale.faces.images import Preprocessing
 from fer_scale.labelling import lease as leases
@@ -418,3 +421,75 @@ def test_fetching_ahead_keeps_the_order(tmp_path: Path) -> None:
     near.label(unit.published_as("p"))
     far.label(unit.published_as("p"))
     assert pq.read_table(tmp_path / "near" / "labels").equals(pq.read_table(tmp_path / "far" / "labels"))
+
+
+def test_a_manifest_names_images_by_uri(tmp_path: Path) -> None:
+    root, lists, out = folder_of(tmp_path / "faces"), tmp_path / "lists", tmp_path / "out"
+    lists.mkdir()
+
+    def listed(names: list[str], **more: list[object]) -> Source:
+        table = pa.table({"uri": [str(root / name) for name in names], "etag": names, **more})
+        pq.write_table(table, lists / "one.parquet")
+        return Source.open(str(lists))
+
+    source = listed(sorted(PICTURES))
+    assert label_all(source, out)[0].seen == 60
+    assert answers(out) == {str(root / name): answer for name, answer in EXPECTED.items()}
+    grown = listed([*sorted(PICTURES), "gone.png"])
+    assert label_all(grown, out)[0].seen == 0
+    assert failures(out) == {str(root / "gone.png"): "missing"}
+    again = listed(sorted(PICTURES)[:59], size=[1] * 59)
+    assert label_all(again, out)[0].seen == 59, "another size, another version"
+    with pytest.raises(InputError, match=r"stands more than once in .*lists"):
+        listed(["a/000.png", "a/000.png"]).check_ids()
+    listed(["a/000.png"]).check_ids()
+
+
+def test_a_manifest_in_csv_with_any_column_and_relative_paths(tmp_path: Path) -> None:
+    folder_of(tmp_path)
+    path = tmp_path / "faces.csv"
+    path.write_text("where,what\na/000.png,1\n,2\nhttp://elsewhere/x.png,3\n/no/such.png,4\n")
+    source = Source.open(str(path), uri_column="where")
+    label_all(source, tmp_path / "out")
+    assert answers(tmp_path / "out") == {"a/000.png": ("sad", 0.0)}
+    assert failures(tmp_path / "out") == {
+        "faces.csv#1": "unreadable", "http://elsewhere/x.png": "unreadable", "/no/such.png": "missing",
+    }  # fmt: skip
+    assert sum(unit.size for unit in Source.open(str(path), uri_column="where", include="*.png").units(9)) == 3
+    for options, says in (({"uri_column": "url"}, "no column url, only where, what"), ({}, "no column 'image'")):
+        with pytest.raises(InputError, match=says):
+            Source.open(str(path), **options)
+    with pytest.raises(InputError, match="--uri-column uri for"):
+        Source.open(str(tmp_path / "a"), uri_column="uri")
+
+
+@pytest.mark.parametrize("form", ["CSV", "Parquet"])
+def test_an_s3_inventory_is_a_manifest(tmp_path: Path, s3: str, form: str) -> None:
+    keys = ["faces/a b.png", "faces/c+d.png", "faces/é.png"]
+    for shade, key in enumerate(keys):
+        storage.write_bytes(f"{s3}/{key}", png(shade))
+    bucket = s3.removeprefix("s3://")
+    if form == "CSV":
+        rows = [[bucket, quote_plus(key), "true", "false", "70", f"tag{key}"] for key in keys]
+        rows.append([bucket, "faces/old.png", "false", "false", "1", "t"])
+        text = "".join(",".join(f'"{cell}"' for cell in row) + "\n" for row in rows)
+        data, schema, name = (
+            gzip.compress(text.encode()),
+            "Bucket, Key, IsLatest, IsDeleteMarker, Size, ETag",
+            "1.csv.gz",
+        )
+    else:
+        table = pa.table({"bucket": [bucket] * 4, "key": [*keys, "gone"], "size": [70] * 4,
+                          "is_delete_marker": [False] * 3 + [True], "e_tag": list("abcd")})  # fmt: skip
+        sink = io.BytesIO()
+        pq.write_table(table, sink)
+        data, schema, name = sink.getvalue(), "message s3.inventory { ... }", "1.parquet"
+    storage.write_bytes(f"{s3}/lists/data/{name}", data)
+    told = {"sourceBucket": bucket, "destinationBucket": f"arn:aws:s3:::{bucket}", "fileFormat": form,
+            "fileSchema": schema, "files": [{"key": f"lists/data/{name}", "size": len(data)}]}  # fmt: skip
+    storage.write_bytes(f"{s3}/lists/day/manifest.json", json.dumps(told).encode())
+    source = Source.open(f"{s3}/lists/day/manifest.json")
+    source.check_ids()
+    label_all(source, tmp_path / "out")
+    assert answers(tmp_path / "out") == {f"{s3}/{key}": ("sad", round(n / 255, 4)) for n, key in enumerate(keys)}
+    assert label_all(source, tmp_path / "out")[1] == 0
