@@ -80,6 +80,9 @@ def ingest(
     image_column: Annotated[str, typer.Option(help="Column with the picture.")] = "image",
     label_column: Annotated[str, typer.Option(help="Column with the class.")] = "label",
     id_column: Annotated[str | None, typer.Option(help="Column with a unique name.")] = None,
+    votes: Annotated[str | None, typer.Option(help="CSV or Parquet with annotators' votes by id.")] = None,
+    votes_classes: Annotated[str | None, typer.Option(help="A,B,...: what they voted for, in order.")] = None,
+    label_from_votes: Annotated[bool, typer.Option("--label-from-votes", help="Most votes make the label.")] = False,
     keep_duplicates: Annotated[
         bool, typer.Option("--keep-duplicates", help="Keep repeats that lie within one split.")
     ] = False,
@@ -92,6 +95,7 @@ def ingest(
     """Read labelled faces into a face store: checked, without repeats across splits, split in four."""
     arguments = dict(locals())
     arguments["classes"] = words(classes)
+    arguments["votes_classes"] = words(votes_classes)
     arguments["rename"] = pairs(rename, "--rename")
     arguments["split_map"] = pairs(split_map, "--split-map")
     return _call("ingest", arguments)

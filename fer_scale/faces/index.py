@@ -1,6 +1,7 @@
 """What ingest remembers of every row while the pictures lie on disk, and what it decides from that."""
 
 import hashlib
+import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fer_scale.faces.store import SPLITS
+from fer_scale.faces.votes import Votes
 
 TRAIN, VAL, CALIB, TEST = range(4)
 """Places in `SPLITS`, which lists them from the least to the most protected."""
@@ -223,18 +225,20 @@ def _mixed(words: npt.NDArray[np.uint64], seed: int) -> npt.NDArray[np.uint64]:
     return mixed ^ (mixed >> np.uint64(31))
 
 
-def fingerprint(rows: Rows, decision: Decision, classes: list[str]) -> str:
-    """Hex SHA-256 of the kept rows' (id, sha256, label, split), sorted by id: 64 characters."""
+def fingerprint(rows: Rows, decision: Decision, classes: list[str], votes: Votes | None = None) -> str:
+    """Hex SHA-256 of the kept rows' (id, sha256, label, split, and votes if any), sorted by id: 64 characters."""
     kept = np.flatnonzero(decision.status == KEPT)
     order = kept[np.asarray(pc.sort_indices(rows.ids.take(pa.array(kept))))]
     digest = hashlib.sha256()
     for start in range(0, len(order), _CHUNK):
         at = order[start : start + _CHUNK]
+        ids = rows.ids.take(pa.array(at)).to_pylist()
         lines = zip(
-            rows.ids.take(pa.array(at)).to_pylist(),
+            ids,
             rows.hex_of(at).to_pylist(),
             (classes[i] for i in rows.label[at]),
             (SPLITS[i] for i in decision.split[at]),
+            *([(json.dumps(votes.of(ident)) for ident in ids)] if votes else []),
             strict=True,
         )
         digest.update("".join("\t".join(line) + "\n" for line in lines).encode())

@@ -17,6 +17,7 @@ from fer_scale.faces.labels import Labels
 from fer_scale.faces.records import Record
 from fer_scale.faces.sources import Source
 from fer_scale.faces.store import SPLITS
+from fer_scale.faces.votes import Votes
 from fer_scale.faces.write import REJECTS_SCHEMA, SPOOL_SCHEMA, PartWriter
 
 TASK_ROWS = 64
@@ -94,15 +95,21 @@ class Spool:
         self._buffer: list[dict[str, Any]] = []
         self._buffer_bytes = 0
 
-    def fill(self, source: Source, *, remote: bool) -> Rows:
+    def fill(self, source: Source, *, remote: bool, relabel: Votes | None = None) -> Rows:
         """Read the whole source.
+
+        Args:
+            source: the rows.
+            remote: whether pictures are fetched over a network.
+            relabel: votes whose majority takes the place of the source's label.
 
         Returns:
             The index of all rows of the classes asked for that could be decoded.
         """
         threads = REMOTE_THREADS if remote else max(2, os.cpu_count() or 2)
+        records = source.records() if relabel is None else relabel.labelled(source.records())
         with progress("reading", source.total) as meter:
-            for row in checked(self._asked(source.records()), threads):
+            for row in checked(self._asked(records), threads):
                 self._take(row)
                 meter.advance(self.read - meter.done)
         self._write_buffer()

@@ -29,6 +29,7 @@ STORE_SCHEMA = pa.schema(
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("sha256", pa.string()),
+        ("votes", pa.list_(pa.float32())),
     ]
 )
 
@@ -42,6 +43,8 @@ class Faces:
     labels: npt.NDArray[np.int64]
     """``[N]``, indices into the store's classes."""
     ids: list[str]
+    votes: npt.NDArray[np.float32] | None = None
+    """Annotators' votes by class, ``[N, K]``, zeros for a row without; None where no row has any."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -111,7 +114,7 @@ class Store:
         Raises:
             InputError: the store has no such split.
         """
-        table = self.read(split, ["id", "image", "label"])
+        table = self.read(split, ["id", "image", "label", "votes"])
         index = {name: i for i, name in enumerate(self.classes)}
         labels = np.array([index[name] for name in table["label"].to_pylist()], dtype=np.int64)
         shape = (table.num_rows, preprocessing.channels, preprocessing.size, preprocessing.size)
@@ -123,7 +126,14 @@ class Store:
         with ThreadPoolExecutor() as pool:
             for batch_start, batch in _batches(table["image"]):
                 list(pool.map(fill, range(batch_start, batch_start + len(batch)), batch))
-        return Faces(images, labels, table["id"].to_pylist())
+        return Faces(images, labels, table["id"].to_pylist(), self._votes(table["votes"]))
+
+    def _votes(self, column: pa.ChunkedArray) -> npt.NDArray[np.float32] | None:
+        """``[N, K]``; older stores have none."""
+        if column.null_count == len(column):
+            return None
+        nothing = [0.0] * len(self.classes)
+        return np.array([nothing if votes is None else votes for votes in column.to_pylist()], dtype=np.float32)
 
 
 def _batches(column: pa.ChunkedArray, rows: int = 4096) -> Any:

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from fer_scale.faces.index import CONFLICT, DUPLICATE, KEPT, Decision, Rows
 from fer_scale.faces.store import SPLITS, STORE_SCHEMA
+from fer_scale.faces.votes import Votes
 
 GROUP_ROWS = 1000
 """Rows in a row group: small enough that a store of some ten thousand faces can be read by many workers."""
@@ -82,7 +83,9 @@ class PartWriter:
         self._end_file()
 
 
-def write_data(spool: Path, data: Path, rows: Rows, decision: Decision, classes: list[str]) -> dict[str, Any]:
+def write_data(
+    spool: Path, data: Path, rows: Rows, decision: Decision, classes: list[str], votes: Votes | None
+) -> dict[str, Any]:
     """The kept rows from the spool (which holds all rows, in order) into ``data/<split>-*.parquet``.
 
     Returns:
@@ -102,7 +105,7 @@ def write_data(spool: Path, data: Path, rows: Rows, decision: Decision, classes:
             if split not in writers:
                 writers[split] = PartWriter(data, SPLITS[split], STORE_SCHEMA)
             part = batch.take(pa.array(local))
-            writers[split].write(_store_table(part, SPLITS[split], rows.hex_of(at[local]), classes))
+            writers[split].write(_store_table(part, SPLITS[split], rows.hex_of(at[local]), classes, votes))
             for label, number in zip(*np.unique(rows.label[at[local]], return_counts=True), strict=True):
                 counts[SPLITS[split]][classes[label]] += int(number)
             sizes = np.stack([np.asarray(part["width"]), np.asarray(part["height"])])
@@ -119,7 +122,9 @@ def _read(spool: Path) -> Iterator[pa.RecordBatch]:
                 yield from file.read_row_group(group, use_threads=False).combine_chunks().to_batches()
 
 
-def _store_table(part: pa.RecordBatch, split: str, sha256: pa.Array, classes: list[str]) -> pa.Table:
+def _store_table(
+    part: pa.RecordBatch, split: str, sha256: pa.Array, classes: list[str], votes: Votes | None
+) -> pa.Table:
     columns = {
         "id": part["id"],
         "image": part["image"],
@@ -129,6 +134,7 @@ def _store_table(part: pa.RecordBatch, split: str, sha256: pa.Array, classes: li
         "width": part["width"],
         "height": part["height"],
         "sha256": sha256,
+        "votes": pa.array([votes and votes.of(ident) for ident in part["id"].to_pylist()], pa.list_(pa.float32())),
     }
     return pa.table([columns[name] for name in STORE_SCHEMA.names], schema=STORE_SCHEMA)
 

@@ -40,7 +40,7 @@ class Batches:
         self.size = min(batch_size, len(faces))
         self.steps_per_epoch = len(faces) // self.size
         self._faces = faces
-        self._targets = F.one_hot(torch.tensor(faces.labels), num_classes).float()
+        self._targets = _targets(faces, num_classes)
         self._seed = seed
         self._device = device
         self._epoch = -1
@@ -244,6 +244,16 @@ def _class_weights(counts: list[int], exponent: float) -> Tensor:
     frequency = torch.tensor(counts, dtype=torch.float32).clamp_min(1)
     weights = (frequency.sum() / frequency) ** exponent
     return weights * frequency.sum() / (weights * frequency).sum()
+
+
+def _targets(faces: Faces, num_classes: int) -> Tensor:
+    """What is learned, float32 ``[N, K]``: the shares of the votes where there are any, else the label alone."""
+    targets = F.one_hot(torch.tensor(faces.labels), num_classes).float()
+    if faces.votes is not None:
+        votes = torch.from_numpy(faces.votes)
+        total = votes.sum(dim=1, keepdim=True)
+        targets = torch.where(total > 0, votes / total.clamp_min(1e-9), targets)
+    return targets
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

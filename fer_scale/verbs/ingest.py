@@ -23,6 +23,7 @@ from fer_scale.faces.records import Columns
 from fer_scale.faces.sources import open_source
 from fer_scale.faces.spool import Spool
 from fer_scale.faces.store import SPLITS, STORE_VERSION
+from fer_scale.faces.votes import Votes
 from fer_scale.faces.write import write_data, write_set_aside
 
 DEFAULT_CLASSES = ("happy", "sad", "surprised", "neutral")
@@ -40,6 +41,9 @@ def ingest(
     image_column: str = "image",
     label_column: str = "label",
     id_column: str | None = None,
+    votes: storage.PathLike | None = None,
+    votes_classes: Sequence[str] | None = None,
+    label_from_votes: bool = False,
     keep_duplicates: bool = False,
     overwrite: bool = False,
     seed: int = 0,
@@ -58,6 +62,9 @@ def ingest(
         image_column: of a table, the encoded picture, pixel text, or a path.
         label_column: of a table, the label.
         id_column: of a table, a unique name; without it ``<file>#<row>``.
+        votes: annotators' votes by id, a CSV or Parquet; ``train`` then learns their shares, not one label.
+        votes_classes: what the annotators could vote for, in the order of the votes; ``rename`` maps these names too.
+        label_from_votes: the option with most votes is the label; rows where several have are rejected.
         keep_duplicates: keep repeats of the same pixels that lie within one split.
         overwrite: replace what is at ``store``.
         seed: decides which pictures are carved into splits that the source does not name.
@@ -65,7 +72,8 @@ def ingest(
 
     Returns:
         store; read, kept, duplicates, conflicts, dropped, rejected (rows: read is the sum of the others);
-        classes, splits (rows by split and class), fingerprint, seconds.
+        classes, splits (rows by split and class), fingerprint, seconds; with votes also votes: of the kept rows those
+        joined, elsewhere (most of their votes are for other classes) and unmatched.
 
     Raises:
         InputError: wrong input; nothing was written.
@@ -82,21 +90,23 @@ def ingest(
     )
     source, store = storage.normal(source), storage.normal(store)
     _check_apart(source, store)
-    storage.check_output(store, overwrite, inputs=[source])
+    storage.check_output(store, overwrite, inputs=[source, *([storage.normal(votes)] if votes else [])])
+    ballots = _votes(votes, votes_classes, label_from_votes, columns, labels)
     opened = open_source(source, columns, {*labels.classes, *labels.rename})
     ahead = opened.labels()
-    if ahead is not None:
+    if ahead is not None and not label_from_votes:
         labels.check(ahead)
     for remark in opened.remarks:
         warn(remark)
     with storage.publishing(store, overwrite) as staging:
         spool = Spool(labels, staging)
-        rows = spool.fill(opened, remote=storage.is_s3(source))
+        rows = spool.fill(opened, remote=storage.is_s3(source), relabel=ballots if label_from_votes else None)
         decision = decide(rows, keep_duplicates=keep_duplicates, seed=seed)
         spool.end_rejects(rows, decision)
         labels.check(spool.seen, _kept_by_class(rows, decision, labels))
         counts = _counts(spool, decision)
-        written = write_data(spool.folder, staging / "data", rows, decision, labels.classes)
+        joined = _joined(ballots, rows, decision)
+        written = write_data(spool.folder, staging / "data", rows, decision, labels.classes, ballots)
         shutil.rmtree(spool.folder)
         write_set_aside(staging / "set_aside", rows, decision, labels.classes)
         manifest = {
@@ -105,11 +115,17 @@ def ingest(
             "counts": {**counts, "splits": written["splits"]},
             "rejected_reasons": dict(spool.reasons),
             "labels_seen": dict(spool.seen.most_common()),
-            "fingerprint": fingerprint(rows, decision, labels.classes),
+            "fingerprint": fingerprint(rows, decision, labels.classes, ballots),
             "image_size": {"width": written["width"], "height": written["height"]},
             "seed": seed,
             "source": source,
-            "settings": {"rename": dict(labels.rename), "others": others, "keep_duplicates": keep_duplicates},
+            "settings": {
+                "rename": dict(labels.rename),
+                "others": others,
+                "keep_duplicates": keep_duplicates,
+                "label_from_votes": label_from_votes,
+            },
+            **joined,
             "versions": _versions(),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }
@@ -121,8 +137,33 @@ def ingest(
         "classes": labels.classes,
         "splits": written["splits"],
         "fingerprint": manifest["fingerprint"],
+        **joined,
         "seconds": round(time.monotonic() - began, 3),
     }
+
+
+def _votes(
+    path: storage.PathLike | None,
+    names: Sequence[str] | None,
+    needed: bool,
+    columns: Columns,
+    labels: Labels,
+) -> Votes | None:
+    if (path is None) != (names is None) or (needed and path is None):
+        received = f"{'no' if path is None else 'a'} votes file and {'no' if names is None else 'some'} votes classes"
+        raise InputError(received, "both or neither", "give --votes FILE and --votes-classes A,B,...")
+    if path is None or names is None:
+        return None
+    return Votes.read(storage.normal(path), list(names), columns.id or "id", labels)
+
+
+def _joined(votes: Votes | None, rows: Rows, decision: Decision) -> dict[str, Any]:
+    if votes is None:
+        return {}
+    tally = votes.tally(rows.ids.filter(pa.array(decision.status == KEPT)).to_pylist())
+    if not tally["joined"]:
+        warn("no row's id is in the votes file, or all votes are for other classes: rows keep their labels alone")
+    return {"votes": tally}
 
 
 def _check_apart(source: str, store: str) -> None:

@@ -61,7 +61,7 @@ def make_store(path: Path, counts: dict[str, int], classes: list[str] = CLASSES,
             if i % 15 == 14:
                 label = classes[(i + 1) % len(classes)]
             sha = pixel_sha256(Image.open(io.BytesIO(data)))
-            rows.append((f"{split}/{i:04d}.png", data, label, split, "drawn", 48, 48, sha))
+            rows.append((f"{split}/{i:04d}.png", data, label, split, "drawn", 48, 48, sha, None))
     columns = [
         pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), STORE_SCHEMA, strict=True)
     ]

@@ -435,3 +435,63 @@ def test_an_output_that_would_harm_something_is_refused(tmp_path):
             ingest(root, store, overwrite=words != "--ov", quiet=True)
     ingest(root, tmp_path / "full", overwrite=True, quiet=True)
     assert not (tmp_path / "full/mine.txt").exists()
+
+
+VOTED = ("smile", "sad", "unknown")
+
+
+@pytest.fixture(params=["parquet", "csv"])
+def voted(tmp_path: Path, request: pytest.FixtureRequest) -> dict[str, object]:
+    """Options of an ingest; by number modulo 5: votes for one class, for another, a tie, votes elsewhere, none."""
+    ballots = {0: [7, 2, 1], 1: [2, 6, 2], 2: [4, 4, 2], 3: [1, 2, 7]}
+    rows = [{"name": f"{n}", "label": TWO[n % 2], "image": picture(n)} for n in range(50)]
+    votes = [{"name": f"{n}", "votes": ballots[n % 5]} for n in range(50) if n % 5 in ballots]
+    if request.param == "parquet":
+        path = parquet(tmp_path / "votes.parquet", votes)
+    else:
+        path = tmp_path / "votes.csv"
+        lines = [",".join(("name", *VOTED))] + [",".join(map(str, (v["name"], *v["votes"]))) for v in votes]
+        path.write_text("\n".join(lines))
+    return {
+        "source": parquet(tmp_path / "faces.parquet", rows),
+        "classes": TWO,
+        "id_column": "name",
+        "rename": {"smile": "happy"},
+        "votes": path,
+        "votes_classes": VOTED,
+        "quiet": True,
+    }
+
+
+def test_votes_are_joined_by_id_and_learned_in_shares(tmp_path, voted):
+    result = ingest(store=tmp_path / "store", **voted)
+    assert result["votes"] == {"joined": 30, "elsewhere": 10, "unmatched": 10}
+    by_id = {row["id"]: row for row in rows_of(tmp_path / "store")}
+    assert [by_id[f"{n}"]["votes"] for n in range(5)] == [[7, 2], [2, 6], [4, 4], None, None]
+    assert by_id["0"]["label"] == "happy"
+    faces = Store.open(str(tmp_path / "store")).faces("train", Preprocessing(size=16))
+    at = [int(ident) % 5 for ident in faces.ids]
+    assert faces.votes is not None
+    assert {0: [7, 2], 1: [2, 6], 2: [4, 4], 3: [0, 0], 4: [0, 0]}[at[0]] == faces.votes[0].tolist()
+    without = {key: value for key, value in voted.items() if not key.startswith("votes")}
+    plain = ingest(store=tmp_path / "plain", **without)
+    assert plain["splits"] == result["splits"]
+    assert plain["fingerprint"] != result["fingerprint"]
+    assert Store.open(str(tmp_path / "plain")).faces("train", Preprocessing(size=16)).votes is None
+
+
+def test_the_majority_of_all_options_may_be_the_label(tmp_path, voted):
+    result = ingest(store=tmp_path / "store", label_from_votes=True, **voted)
+    # 20 have a majority among the classes; 10 one elsewhere; a tie and no votes give no label
+    assert (result["kept"], result["dropped"], result["rejected"]) == (20, 10, 20)
+    labels = {row["id"]: row["label"] for row in rows_of(tmp_path / "store")}
+    assert all(label == {"0": "happy", "1": "sad"}[str(int(ident) % 5)] for ident, label in labels.items())
+
+
+def test_wrong_votes_get_one_clear_line(tmp_path, voted):
+    source = voted.pop("source")
+    voted.pop("quiet")
+    assert "--rename smile=happy" in wrong(tmp_path, source, **{**voted, "rename": {}})
+    assert "lists of 2 votes" in wrong(tmp_path, source, **{**voted, "votes_classes": ("happy", "joy")})
+    assert "both or neither" in wrong(tmp_path, source, **{**voted, "votes_classes": None})
+    assert "a column id," in wrong(tmp_path, source, **{**voted, "id_column": None})

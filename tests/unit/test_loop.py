@@ -132,3 +132,13 @@ class TestAugment:
         for step in range(20):
             mixed, mixed_targets = mixup(images, targets, 0.4, 0, step)
             torch.testing.assert_close(mixed.mean(dim=(1, 2, 3)), mixed_targets[:, 1])
+
+
+def test_votes_take_the_place_of_the_label(faces: Faces) -> None:
+    votes = np.zeros((96, 2), dtype=np.float32)
+    votes[0] = [3, 1]
+    batches = Batches(replace(faces, votes=votes), 2, 96, 0, CPU)
+    _, targets = batches.batch(0)
+    order = batches.indices(0).tolist()
+    assert targets[order.index(0)].tolist() == [0.75, 0.25]
+    assert targets[order.index(1)].tolist() == [0.0, 1.0]
