@@ -118,7 +118,9 @@ def build(configuration: "Configuration", num_classes: int, weights: str | None 
     network = configuration.network
     if weights is not None and hasattr(network, "weights"):
         network = type(network)(**{**asdict(network), "weights": weights})
-    return family.build(network, configuration.preprocessing, num_classes)
+    built = family.build(network, configuration.preprocessing, num_classes)
+    built.mirrored = configuration.test_time_flip
+    return built
 
 
 def write(
@@ -194,7 +196,7 @@ def export_onnx(network: "Network", preprocessing: Preprocessing, path: Path) ->
 def _model_id(config: dict[str, Any], directory: Path) -> str:
     """A hash of what decides the answers: network, classes, preprocessing, temperature and the weights."""
     decides = {
-        "network": config["configuration"]["network"],
+        **{key: config["configuration"][key] for key in ("network", "test_time_flip")},
         **{key: config[key] for key in ("family", "classes", "preprocessing", "preprocessing_version", "temperature")},
     }
     digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode())

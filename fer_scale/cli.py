@@ -140,6 +140,9 @@ def train(
     time_budget: Annotated[str | None, typer.Option(help="Wall time, as 2h, 40m or 90s.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Workers that fit together.")] = 1,
     init_from: Annotated[str | None, typer.Option(help="Bundle whose weights to start from.")] = None,
+    test_time_flip: Annotated[
+        bool, typer.Option("--test-time-flip", help="Average with the mirrored picture, at twice the compute.")
+    ] = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
     seed: Seed = 0,

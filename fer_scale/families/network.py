@@ -27,6 +27,10 @@ class Network(nn.Module):
         std: what is divided by, in gray levels, one value or one a channel.
         weights: which weights the backbone really started from, from :func:`fer_scale.families.weights.load`.
         frozen: how many of the first stages are not trained.
+
+    Attributes:
+        mirrored: answer, once fitted, with the mean of the logits of a picture and its mirror image (Krizhevsky et al.
+            2012, section 4.1, with one crop). It is part of the network so that whatever runs it agrees.
     """
 
     mean: Tensor
@@ -46,6 +50,7 @@ class Network(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.head = head
+        self.mirrored = False
         self.weights = weights
         # One value a channel whatever was given: a state dict then fits whatever the network began with.
         self.register_buffer("mean", torch.tensor(mean).expand(channels).reshape(1, -1, 1, 1).clone())
@@ -55,6 +60,9 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """uint8 or float [N, C, S, S] in 0..255 to float logits [N, K]."""
+        if self.mirrored and not self.training:
+            both = self.head(self.features(torch.cat([x, x.flip(-1)])))
+            return cast(Tensor, both.unflatten(0, (2, -1)).mean(0))
         return cast(Tensor, self.head(self.features(x)))
 
     def features(self, x: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fer_scale.learning.recipe import Recipe
+
 ROTATION = math.radians(15)
 SCALE = 0.12
 SHIFT = 0.1
@@ -78,12 +80,27 @@ class Augment:
         return torch.where(hole, images.mean(dim=(1, 2, 3), keepdim=True), images)
 
 
-def mixup(images: Tensor, targets: Tensor, alpha: float, seed: int, step: int) -> tuple[Tensor, Tensor]:
-    """Convex pairs of pictures and targets (Zhang et al. 2018), one share a batch drawn from Beta(alpha, alpha)."""
-    if alpha == 0:
+def mix(images: Tensor, targets: Tensor, recipe: Recipe, seed: int, step: int) -> tuple[Tensor, Tensor]:
+    """Pairs of pictures and their targets in one share a batch: mixup (Zhang et al. 2018) or cutmix (Yun et al. 2019).
+
+    Args:
+        images: float32 ``[B, C, S, S]``.
+        targets: float32 ``[B, K]``, mixed as the pictures are.
+        recipe: says which of the two, and the parameter of the Beta distribution that the share comes from.
+        seed, step: all that the draw depends on.
+    """
+    if not recipe.mixup and not recipe.cutmix:
         return images, targets
     generator = torch.Generator().manual_seed((seed * 7_368_787 + step) % 2**63)
-    gamma = torch._standard_gamma(torch.full((2,), alpha), generator=generator)
-    share = float(gamma[0] / gamma.sum().clamp_min(1e-12))
+    cut = recipe.cutmix > 0 and (recipe.mixup == 0 or bool(torch.rand((), generator=generator) < 0.5))
+    gamma = torch._standard_gamma(torch.full((2,), recipe.cutmix if cut else recipe.mixup), generator=generator)
+    other = 1 - float(gamma[0] / gamma.sum().clamp_min(1e-12))
     order = torch.randperm(len(images), generator=generator).to(images.device)
-    return images.lerp(images[order], 1 - share), targets.lerp(targets[order], 1 - share)
+    if not cut:
+        return images.lerp(images[order], other), targets.lerp(targets[order], other)
+    size = images.shape[-1]
+    side = round(size * math.sqrt(other))
+    top, left = (torch.rand(2, generator=generator) * (size - side + 1)).int().tolist()
+    images = images.clone()
+    images[..., top : top + side, left : left + side] = images[order, :, top : top + side, left : left + side]
+    return images, targets.lerp(targets[order], (side / size) ** 2)

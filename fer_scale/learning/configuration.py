@@ -25,6 +25,8 @@ class Configuration:
     """The family's own frozen ``Config``."""
     preprocessing: Preprocessing
     recipe: Recipe
+    test_time_flip: bool = False
+    """Whether the fitted network averages over a picture and its mirror image, at twice the compute."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; :meth:`from_dict` reads it back."""
@@ -41,7 +43,7 @@ class Configuration:
             raise InputError(
                 f"a configuration of {type(values).__name__}", "a JSON object", "see the docs page of train"
             )
-        check_keys(values, ("family", "network", "preprocessing", "recipe"), "configuration")
+        check_keys(values, tuple(field.name for field in dataclasses.fields(cls)), "configuration")
         reference = cls.reference(str(values.get("family", "")))
         network = replace(reference.network, values.get("network", {}), f"{reference.family} network")
         if getattr(network, "weights", "none") not in ("auto", "imagenet", "none"):
@@ -52,6 +54,7 @@ class Configuration:
             network=network,
             preprocessing=replace(reference.preprocessing, values.get("preprocessing", {}), "preprocessing"),
             recipe=replace(reference.recipe, values.get("recipe", {}), "recipe"),
+            test_time_flip=_typed(values.get("test_time_flip", False), bool, "test_time_flip"),
         )
 
     @classmethod

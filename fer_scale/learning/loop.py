@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 from fer_scale.errors import FerScaleError
 from fer_scale.faces.store import Faces
 from fer_scale.families.network import Network
-from fer_scale.learning.augment import Augment, mixup
+from fer_scale.learning.augment import Augment, mix
 from fer_scale.learning.recipe import Recipe
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
@@ -86,9 +86,18 @@ class Learner:
         self._average: AveragedModel | None = None
         if recipe.ema:
             self._average = AveragedModel(self.network, multi_avg_fn=_averaging(recipe.ema), use_buffers=True)
-        self._parallel: nn.Module = self.network
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            self._parallel = nn.parallel.DistributedDataParallel(self.network, broadcast_buffers=False)
+        self._always_frozen = self.network.frozen
+        self._parallel = _parallel(self.network)
+
+    def thaw(self, progress: float) -> None:
+        """Train as many stages, from the head down, as the recipe wants at a share of the budget, 0 to 1."""
+        if not self.recipe.thaw:
+            return
+        stages = len(self.network.stages) - 1
+        frozen = max(self._always_frozen, math.ceil(stages * (1 - progress / self.recipe.thaw)))
+        if frozen != self.network.frozen:
+            self.network.freeze(frozen)
+            self._parallel = _parallel(self.network)
 
     def train_step(self, batches: Batches, factor: float) -> Tensor:
         """One step of the optimiser at ``factor`` times the recipe's rate; the loss, still on the device."""
@@ -97,7 +106,7 @@ class Learner:
             group["lr"] = rate * factor
         images, targets = batches.batch(self.step)
         images = self._augment(images, batches.share(self._augment.draws(self.step, batches.size)))
-        images, targets = mixup(images, targets, self.recipe.mixup, self._seed, self.step)
+        images, targets = mix(images, targets, self.recipe, self._seed, self.step)
         cuda = self.device.type == "cuda"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=cuda):
             logits = self._parallel(images.contiguous(memory_format=torch.channels_last))
@@ -176,6 +185,7 @@ def fit(learner: Learner, batches: Batches, until: int, progress: Callable[[int]
         share = progress(at)
         if share >= 1:
             break
+        learner.thaw(share)
         factor = anneal(learner.recipe, share)
         total += learner.train_step(batches, factor)
         steps += 1
@@ -202,6 +212,13 @@ def anneal(recipe: Recipe, progress: float) -> float:
     if progress < warmup:
         return 0.04 + 0.96 * progress / warmup
     return max(0.5 * (1 + math.cos(math.pi * min((progress - warmup) / (1 - warmup), 1.0))), 1e-3)
+
+
+def _parallel(network: Network) -> nn.Module:
+    """The network, or what adds its gradients over the workers; made anew when other parameters are trained."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        return nn.parallel.DistributedDataParallel(network, broadcast_buffers=False)
+    return network
 
 
 def _optimizer(network: Network, recipe: Recipe) -> torch.optim.Optimizer:

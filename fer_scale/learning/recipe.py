@@ -24,12 +24,17 @@ class Recipe:
     """Szegedy et al. 2016, section 7."""
     mixup: float = 0.0
     """Beta parameter of mixup (Zhang et al. 2018); 0 leaves it out."""
+    cutmix: float = 0.0
+    """Beta parameter of cutmix (Yun et al. 2019); 0 leaves it out, and with mixup each takes half of the batches."""
     augmentation: float = 1.0
     """Strength of flip, rotation, scale, shift, contrast and cutout; 0 leaves them out."""
     class_weighting: float = 0.0
     """Exponent of inverse class frequency in the loss: 0 none, 1 balanced."""
     layer_decay: float = 1.0
     """Factor on the learning rate for each stage further from the head."""
+    thaw: float = 0.0
+    """Share of the budget over which the stages are unfrozen one by one from the head down (Howard & Ruder 2018,
+    section 3.3); 0 trains all from the start."""
     ema: float = 0.998
     """Decay a step of the exponential average of the weights (Polyak & Juditsky 1992); 0 leaves it out. Early in a
     fit it is less, so that the average never looks back further than a tenth of the steps taken."""
@@ -42,9 +47,11 @@ class Recipe:
         check("batch_size", self.batch_size, 2, 65536)
         check("label_smoothing", self.label_smoothing, 0.0, 0.9)
         check("mixup", self.mixup, 0.0, 10.0)
+        check("cutmix", self.cutmix, 0.0, 10.0)
         check("augmentation", self.augmentation, 0.0, 3.0)
         check("class_weighting", self.class_weighting, 0.0, 2.0)
         check("layer_decay", self.layer_decay, 0.01, 1.0)
+        check("thaw", self.thaw, 0.0, 1.0)
         check("ema", self.ema, 0.0, 0.99999)
         check("clip", self.clip, 0.01, 1000.0)
 

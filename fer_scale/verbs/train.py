@@ -7,7 +7,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import ray
@@ -43,6 +43,7 @@ def train(
     time_budget: str | float | None = None,
     workers: int = 1,
     init_from: str | os.PathLike[str] | None = None,
+    test_time_flip: bool = False,
     resume: bool = False,
     overwrite: bool = False,
     seed: int = 0,
@@ -62,6 +63,7 @@ def train(
         time_budget: wall time in seconds, or text like ``20m``; the learning rate anneals by the clock.
         workers: processes that share each batch; one takes all of a machine's cores as threads.
         init_from: a bundle whose backbone the fit begins with.
+        test_time_flip: average over each picture and its mirror image, wherever the bundle is used: twice the compute.
         resume: go on from the last checkpoint in ``out``.
         overwrite: replace what is in ``out``.
         seed: of the weights, the order of the batches and the augmentation.
@@ -78,6 +80,8 @@ def train(
     began = time.monotonic()
     store, out = storage.normal(store), storage.normal(out)
     configuration = _configuration(from_search, family, config)
+    if test_time_flip:
+        configuration = replace(configuration, test_time_flip=True)
     seconds = _budget(epochs, time_budget)
     if workers < 1:
         raise InputError(f"workers {workers}", "1 or more", "give a larger number")

@@ -6,16 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from onnxruntime import InferenceSession
 
-from fer_scale.bundle import build
+from fer_scale.bundle import build, export_onnx
 from fer_scale.faces.store import Faces
-from fer_scale.learning.augment import Augment, mixup
+from fer_scale.learning.augment import Augment, mix
 from fer_scale.learning.budget import Budget
 from fer_scale.learning.configuration import Configuration
 from fer_scale.learning.loop import Batches, DivergedError, Learner, anneal, fit
 from fer_scale.learning.recipe import Recipe
 
 CPU = torch.device("cpu")
+NETWORK = {"variant": "slim10", "width": 0.25, "weights": "none", "dense": "none", "dropout": 0.0}
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +33,7 @@ def faces() -> Faces:
 
 def make(recipe: Recipe, faces: Faces) -> tuple[Learner, Batches]:
     torch.manual_seed(0)
-    network = {"variant": "slim10", "width": 0.25, "weights": "none", "dense": "none", "dropout": 0.0}
-    configuration = Configuration.from_dict({"family": "resnet", "network": network, "preprocessing": {"channels": 1}})
+    configuration = Configuration.from_dict({"family": "resnet", "network": NETWORK, "preprocessing": {"channels": 1}})
     learner = Learner(build(configuration, 2), recipe, class_counts=[48, 48], seed=3, device=CPU)
     return learner, Batches(faces, 2, recipe.batch_size, 3, CPU)
 
@@ -126,11 +127,12 @@ class TestAugment:
         whole = augment(self.images, draws)
         assert torch.allclose(augment(self.images[1:], draws[1:]), whole[1:], atol=1e-3)
 
-    def test_mixup_mixes_pictures_and_targets_by_the_same_share(self) -> None:
+    @pytest.mark.parametrize("mixing", [{"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 0.4, "cutmix": 1.0}])
+    def test_pictures_and_targets_are_mixed_by_the_same_share(self, mixing: dict[str, float]) -> None:
         images = torch.stack([torch.zeros(1, 4, 4), torch.ones(1, 4, 4)])
         targets = torch.eye(2)
         for step in range(20):
-            mixed, mixed_targets = mixup(images, targets, 0.4, 0, step)
+            mixed, mixed_targets = mix(images, targets, Recipe(**mixing), 0, step)
             torch.testing.assert_close(mixed.mean(dim=(1, 2, 3)), mixed_targets[:, 1])
 
 
@@ -142,3 +144,36 @@ def test_votes_take_the_place_of_the_label(faces: Faces) -> None:
     order = batches.indices(0).tolist()
     assert targets[order.index(0)].tolist() == [0.75, 0.25]
     assert targets[order.index(1)].tolist() == [0.0, 1.0]
+
+
+def test_stages_thaw_from_the_head_down(faces: Faces) -> None:
+    learner, batches = make(replace(RECIPE, thaw=0.5), faces)
+    before = [parameter.clone() for stage in learner.network.stages for parameter in stage]
+    stages = len(learner.network.stages) - 1
+    fit(learner, batches, 1, lambda step: 0.0)
+    moved = [
+        not torch.equal(a, b)
+        for a, b in zip(before, (p for stage in learner.network.stages for p in stage), strict=True)
+    ]
+    head = len(learner.network.stages[-1])
+    assert not any(moved[:-head])
+    assert any(moved[-head:])
+    frozen = []
+    for progress in (0.0, 0.25, 0.5, 1.0):
+        learner.thaw(progress)
+        frozen.append(learner.network.frozen)
+    assert frozen == [stages, (stages + 1) // 2, 0, 0]
+
+
+def test_a_mirrored_network_answers_a_picture_and_its_mirror_alike(faces: Faces, tmp_path: Path) -> None:
+    configuration = Configuration.from_dict(
+        {"family": "resnet", "network": NETWORK, "preprocessing": {"channels": 1}, "test_time_flip": True}
+    )
+    network = build(configuration, 2).eval()
+    pictures = torch.from_numpy(faces.images[:3])
+    with torch.inference_mode():
+        logits = network(pictures)
+        torch.testing.assert_close(network(pictures.flip(-1)), logits)
+    export_onnx(network, configuration.preprocessing, tmp_path / "model.onnx")
+    (answer,) = InferenceSession(tmp_path / "model.onnx").run(None, {"images": faces.images[:3]})
+    np.testing.assert_allclose(answer, logits.numpy(), atol=1e-4)
