@@ -8,6 +8,7 @@ Each verb of the command line is one function here, and returns as a dict what `
     fer_scale.tune("store", out="search", time_budget="40m")
     fer_scale.train("store", out="bundle", from_search="search")
     fer_scale.label("bundle", "s3://bucket/faces", "s3://bucket/labels")
+    fer_scale.certify("s3://bucket/labels")
 
 Nothing heavy is imported before it is used.
 """
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from fer_scale.bundle import Bundle
     from fer_scale.faces.store import Store
     from fer_scale.predictor import Predictor
+    from fer_scale.verbs.certify import certify
     from fer_scale.verbs.evaluate import evaluate
     from fer_scale.verbs.ingest import ingest
     from fer_scale.verbs.label import label
@@ -38,6 +40,7 @@ __all__ = [
     "Predictor",
     "Store",
     "__version__",
+    "certify",
     "evaluate",
     "ingest",
     "label",
@@ -50,7 +53,9 @@ _HOME = {
     "Bundle": "fer_scale.bundle",
     "Predictor": "fer_scale.predictor",
     "Store": "fer_scale.faces.store",
-    **{verb: f"fer_scale.verbs.{verb}" for verb in ("evaluate", "ingest", "label", "serve", "train", "tune")},
+    **{
+        verb: f"fer_scale.verbs.{verb}" for verb in ("certify", "evaluate", "ingest", "label", "serve", "train", "tune")
+    },
 }
 
 

@@ -25,6 +25,7 @@ HOW_TO_GO_ON = {
     "train": "stopped; the same command with --resume goes on",
     "evaluate": "stopped; nothing was written, so the same command starts again",
     "label": "stopped; the same command goes on",
+    "certify": "stopped; nothing was measured, so the same command starts again",
     "serve": "stopped serving",
 }
 DEBUG_HINT = "run again with --debug for the traceback"
@@ -200,6 +201,23 @@ def label(
 ) -> Call:
     """Give every image of a folder or bucket a label with calibrated confidence, exactly once."""
     return _call("label", dict(locals()))
+
+
+@app.command(epilog="Example: fer-scale certify labels, then: fer-scale certify labels --answers answers.csv")
+def certify(
+    run: Annotated[str, typer.Argument(help="The output of label.", metavar="RUN")],
+    sample: Annotated[int, typer.Option(min=1, help="Labels to draw.")] = 200,
+    answers: Annotated[
+        str | None, typer.Option(help="The CSV of the sample, filled in: measure the error.", metavar="FILE")
+    ] = None,
+    overwrite: Overwrite = False,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> Call:
+    """Measure how many labels of a run are wrong, on a random sample that a person judges."""
+    return _call("certify", dict(locals()))
 
 
 @app.command(epilog="Example: fer-scale serve bundle --port 8000")

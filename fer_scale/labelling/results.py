@@ -1,6 +1,7 @@
 """The end of a labelling run: stale parts removed, counts added up and checked, the summary and the
 report."""
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable
@@ -14,6 +15,8 @@ from fer_scale.labelling.parts import ERRORS_SCHEMA, notes_path, parquet
 from fer_scale.labelling.worker import BINS
 
 COUNTS = ("inputs", "labelled", "no_face", "errors", "faces", "duplicates")
+CERTIFICATE = "certificate.json"
+"""What `certify` found of the run, in its folder."""
 NO_ERRORS = "none"
 """Name of the empty part that stands in ``errors`` where there are none, so that the folder can be read."""
 SHOWN = 12
@@ -50,12 +53,28 @@ def settle(out: str, ledger: Ledger, current: Iterable[str]) -> None:
                 storage.delete(path)
 
 
-def summarise(ledger: Ledger, run: dict[str, Any], new: int) -> dict[str, Any]:
+def labels_version(ledger: Ledger) -> str:
+    """A hash of which work units are labelled: another one where the run has labelled anything since."""
+    names = sorted(entry["part"] for entry in ledger.entries.values())
+    return hashlib.blake2b("\0".join(names).encode(), digest_size=8).hexdigest()
+
+
+def _certified(out: str, ledger: Ledger) -> dict[str, Any] | None:
+    """The run's certificate, and whether it is about the labels as they are now."""
+    path = storage.join(out, CERTIFICATE)
+    if not storage.exists(path):
+        return None
+    found: dict[str, Any] = storage.read_json(path)
+    return {**found, "current": found["labels_version"] == labels_version(ledger)}
+
+
+def summarise(ledger: Ledger, run: dict[str, Any], new: int, certificate: dict[str, Any] | None) -> dict[str, Any]:
     """The counts of everything that is labelled now.
 
     Args:
         run: the manifest.
         new: images that this command answered for.
+        certificate: of the run, or None where there is none.
 
     Raises:
         FerScaleError: inputs = labelled + no_face + errors does not hold.
@@ -76,6 +95,7 @@ def summarise(ledger: Ledger, run: dict[str, Any], new: int) -> dict[str, Any]:
         "run_id": run["run_id"],
         "labels": dict(_added(entries, "shares")),
         "reasons": dict(_added(entries, "reasons")),
+        "certificate": certificate,
     }
 
 
@@ -88,7 +108,7 @@ def _added(entries: list[Entry], name: str) -> Counter[str]:
 
 def publish(out: str, ledger: Ledger, run: dict[str, Any], new: int) -> dict[str, Any]:
     """Write ``report.html``, then ``summary.json``, which says that all is complete; gives the summary."""
-    summary = summarise(ledger, run, new)
+    summary = summarise(ledger, run, new, _certified(out, ledger))
     storage.write_bytes(storage.join(out, "report.html"), _report(out, ledger, run, summary).encode())
     storage.write_bytes(storage.join(out, "summary.json"), (json.dumps(summary, indent=2) + "\n").encode())
     return summary

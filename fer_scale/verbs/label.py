@@ -28,7 +28,7 @@ from fer_scale.verbs.label_stream import ACTOR_CPUS, LISTING_CPUS, Job, stream
 PathLike = str | os.PathLike[str]
 COMMIT_SECONDS = 2.0
 """Published units are entered in the ledger at least this often while they come."""
-OURS = ("run.json", "summary.json", "report.html", "ledger", "labels", "errors")
+OURS = ("run.json", "summary.json", "report.html", "ledger", "labels", "errors", "certificate", "certificate.json")
 
 
 def label(
@@ -199,6 +199,8 @@ class _Session:
         )
         if "accepted" in summary:
             say(f"{summary['accepted']:,} accepted, {summary['review']:,} for review")
+        if summary["certificate"] is None:
+            say(f"how many of them are wrong was not measured: fer-scale certify {self._out}")
         say(f"report: {storage.join(self._out, 'report.html')}")
         return summary
 

@@ -21,6 +21,7 @@ SHORTEST = {
     "train": ["train", "store", "--out", "bundle"],
     "evaluate": ["evaluate", "bundle", "store", "--out", "report"],
     "label": ["label", "bundle", "faces", "labels"],
+    "certify": ["certify", "labels"],
     "serve": ["serve", "bundle"],
 }
 VERBS = tuple(SHORTEST)
@@ -142,6 +143,7 @@ def test_stopped_is_130_and_says_how_to_go_on(
     monkeypatch.setattr(fer_scale, verb, stopped, raising=False)
     arguments = {
         "serve": ["b"],
+        "certify": ["o"],
         "label": ["b", "s", "o"],
         "evaluate": ["b", "s", "--out", "o"],
         "ingest": ["s", "o"],
@@ -226,8 +228,8 @@ def test_every_option_is_an_argument_of_the_function(verb: str) -> None:
 def test_the_functions_stay_functions() -> None:
     code = """
 import fer_scale
-from fer_scale.verbs import evaluate, ingest, label, serve, train, tune
-for verb in ("evaluate", "ingest", "label", "serve", "train", "tune"):
+from fer_scale.verbs import certify, evaluate, ingest, label, serve, train, tune
+for verb in ("certify", "evaluate", "ingest", "label", "serve", "train", "tune"):
     assert callable(getattr(fer_scale, verb)), verb
     assert verb in dir(fer_scale)
 from fer_scale import Bundle, Predictor, Store

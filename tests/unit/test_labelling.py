@@ -184,7 +184,7 @@ def test_bad_files_are_answered_by_errors(tmp_path: Path) -> None:
         "table.csv": "undecodable",
         ".hidden": "undecodable",
     }
-    summary = results.summarise(Ledger(str(tmp_path / "out")), {"settings": {"model_id": "m"}, "run_id": "r"}, 7)
+    summary = results.summarise(Ledger(str(tmp_path / "out")), {"settings": {"model_id": "m"}, "run_id": "r"}, 7, None)
     assert (summary["inputs"], summary["labelled"], summary["errors"], summary["duplicates"]) == (7, 2, 5, 1)
 
 
