@@ -5,6 +5,8 @@ AWS_ENDPOINT_URL and so on).
 """
 
 import os
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -28,6 +30,8 @@ from botocore.exceptions import (
 from fer_scale.errors import InputError, MissingPathError
 
 SCHEME = "s3://"
+CONNECTIONS = 128
+"""The most that a process has open: as many as it has threads that fetch."""
 MISSING = {"404", "NoSuchKey", "NotFound"}
 CONDITIONAL = {"ConditionalRequestConflict", "PreconditionFailed"}
 REFUSED = {
@@ -61,6 +65,35 @@ def _endpoint() -> str:
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
 
 
+class _Pace:
+    """Lets whoever asks go on so that no more than ``rate`` a second do."""
+
+    rate: float | None = None
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._next = 0.0
+
+    def __call__(self, **_: Any) -> None:
+        if self.rate is None:
+            return
+        with self._lock:
+            at = max(self._next, time.monotonic())
+            self._next = at + 1 / self.rate
+        time.sleep(max(0.0, at - time.monotonic()))
+
+
+_pace = _Pace()
+
+
+def limit_requests(rate: float | None) -> None:
+    """Hold this process to so many requests a second, repeated ones counted; None: no limit.
+
+    What goes through `client` alone: the few reads of tables and archives, which pyarrow makes, are not held.
+    """
+    _pace.rate = rate
+
+
 @lru_cache(maxsize=4)
 def _client(settings: tuple[str, ...]) -> Any:
     session = boto3.Session()
@@ -70,9 +103,11 @@ def _client(settings: tuple[str, ...]) -> Any:
         retries={"mode": "adaptive", "total_max_attempts": 6},
         connect_timeout=10,
         read_timeout=60,
-        max_pool_connections=32,
+        max_pool_connections=CONNECTIONS,
     )
-    return session.client("s3", region_name=region, endpoint_url=_endpoint() or None, config=config)
+    client = session.client("s3", region_name=region, endpoint_url=_endpoint() or None, config=config)
+    client.meta.events.register("before-send.s3", _pace)
+    return client
 
 
 def client() -> Any:

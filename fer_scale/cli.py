@@ -187,6 +187,9 @@ def label(
     include: Annotated[str | None, typer.Option(help="Only files like this, as '*.jpg'.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Workers.", show_default="one a CPU")] = None,
     engine: Annotated[str, typer.Option(help="What infers: auto, onnx or torch.")] = "auto",
+    requests_per_second: Annotated[
+        float | None, typer.Option(help="Most requests to S3 in a second.", show_default="no limit")
+    ] = None,
     max_error: Annotated[
         float | None, typer.Option(help="Accept labels of which at most this share is wrong, as 0.05.")
     ] = None,

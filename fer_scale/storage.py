@@ -25,9 +25,10 @@ from fer_scale._files import (
     write_bytes,
 )
 from fer_scale._folders import check_output, fetch_dir, publishing
-from fer_scale._s3 import is_outage
+from fer_scale._s3 import CONNECTIONS, is_outage, limit_requests
 
 __all__ = [
+    "CONNECTIONS",
     "FileInfo",
     "PathLike",
     "check_output",
@@ -41,6 +42,7 @@ __all__ = [
     "is_outage",
     "is_s3",
     "join",
+    "limit_requests",
     "list_files",
     "name",
     "normal",

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
@@ -60,6 +61,8 @@ class _Tally:
     """For each id the row of ``probabilities`` that answers it."""
     probabilities: list[npt.NDArray[np.float32]] = field(default_factory=list)
     inferred: int = 0
+    inferring: float = 0.0
+    """Seconds that the engine took."""
     errors: list[tuple[str, str, str]] = field(default_factory=list)
     known: dict[bytes, int] = field(default_factory=dict)
     """Digest of the pixels to the row that answers them."""
@@ -72,15 +75,15 @@ class _Tally:
 
 
 class Worker:
-    """Labels units, one at a time.
+    """Labels units; from two threads two at a time, so that one is fetched or published while the other is inferred.
 
     Args:
         predictor: gives the probabilities.
         out: the folder that is written.
         reader: of the source.
         batch: images inferred at once.
-        threads: that fetch and decode ahead; 0 does it in line, which is best where the files are near and the
-            network runs on the same core.
+        threads: that fetch and decode ahead, for all units together; 0 does it in line, which is best where the
+            files are near and the network runs on the same core.
         acceptance: says which labels are accepted; None leaves the column out.
     """
 
@@ -99,6 +102,7 @@ class Worker:
         self._reader = reader
         self._batch = batch
         self._ahead = ThreadPoolExecutor(threads) if threads else None
+        self._engine = threading.Lock()
         self._acceptance = acceptance
         self._schema = labels_schema(predictor.classes, accepting=acceptance is not None)
         shape = (predictor.preprocessing.channels, predictor.preprocessing.size, predictor.preprocessing.size)
@@ -145,13 +149,16 @@ class Worker:
             for ident, payload in wanted:
                 yield one(ident, payload)
         else:
-            yield from _ahead(self._ahead, one, wanted, 4 * self._batch)
+            yield from _ahead(self._ahead, one, wanted, 2 * self._batch)
 
     def _infer(self, waiting: list[tuple[str, bytes, Pixels]], tally: _Tally) -> None:
-        images = self._buffer[: len(waiting)]
-        for at, (_, _, pixels) in enumerate(waiting):
-            images[at] = pixels
-        found = self._predictor.probabilities(images)
+        with self._engine:
+            images = self._buffer[: len(waiting)]
+            for at, (_, _, pixels) in enumerate(waiting):
+                images[at] = pixels
+            began = time.monotonic()
+            found = self._predictor.probabilities(images)
+            tally.inferring += time.monotonic() - began
         tally.probabilities.append(found)
         tally.inferred += len(waiting)
         confidence = found.max(axis=1)
@@ -210,8 +217,7 @@ class Worker:
         return pa.concat_tables([fresh, *(rows.cast(self._schema) for rows in tally.carried_labels)])
 
     def _publish(self, unit: Unit, tally: _Tally, seconds: float) -> dict[str, Any]:
-        """Errors and notes first, labels last; the ledger, which is written by the driver, makes them
-        count."""
+        """Errors and notes first, labels last; the ledger, which the driver writes, makes them count."""
         rows = self._rows(tally)
         if rows.num_rows + len(tally.errors) != unit.size:
             raise RuntimeError(f"{rows.num_rows} labels and {len(tally.errors)} errors for {unit.size} images")
@@ -245,6 +251,7 @@ class Worker:
             "reasons": dict(Counter(reason for _, reason, _ in tally.errors)),
             "histogram": np.histogram(confidence, BINS, (0.0, 1.0))[0].tolist(),
             "seconds": round(seconds, 4),
+            "inferring": round(tally.inferring, 4),
         }
 
 

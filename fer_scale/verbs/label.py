@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Any, Literal
 
@@ -42,6 +42,7 @@ def label(
     include: str | None = None,
     workers: int | None = None,
     engine: EngineName = "auto",
+    requests_per_second: float | None = None,
     max_error: float | None = None,
     retry_errors: bool = False,
     overwrite: bool = False,
@@ -65,6 +66,7 @@ def label(
             (``*.zip``) or tables chooses among these; without it every file is an input.
         workers: actors, each with one thread or one GPU; without it as many as the cluster has.
         engine: auto, onnx or torch; a run keeps the one it began with.
+        requests_per_second: the most requests to S3 that all workers together make in a second.
         max_error: the largest share of errors among accepted labels, as 0.05: adds the column ``accepted``, by a
             threshold that the bundle's calib rows prove with 95 % confidence (`learning.acceptance`).
         retry_errors: try the images again that ended as errors.
@@ -86,6 +88,8 @@ def label(
     _check_paths(bundle, source, out, overwrite)
     if workers is not None and workers < 1:
         raise InputError(f"workers={workers}", "1 or more", "leave --workers out to use the whole cluster")
+    if requests_per_second is not None and not requests_per_second > 0:
+        raise InputError(f"requests_per_second={requests_per_second:g}", "more than 0", "leave it out for no limit")
     if engine not in ("auto", "onnx", "torch"):
         raise InputError(f"engine {engine!r}", "auto, onnx or torch", "name one of them")
     found = Source.open(source, image_column=image_column, id_column=id_column, include=include, uri_column=uri_column)
@@ -105,8 +109,9 @@ def label(
             if overwrite:
                 for name in OURS:
                     storage.delete(storage.join(out, name))
-            session = _Session(out, found, ledger.fix(out, settings, run_id), lease)
-            return session.run(bundle, workers, retry_errors, cluster)
+            begun = ledger.fix(out, settings, run_id)
+            session = _Session(out, found, begun, lease, _Wish(workers, requests_per_second, retry_errors))
+            return session.run(bundle, cluster)
 
 
 def _check_paths(bundle: str, source: str, out: str, overwrite: bool) -> None:
@@ -165,28 +170,38 @@ def crew(cluster: Cluster, engine: str, workers: int | None = None) -> tuple[int
     return workers, False
 
 
+@dataclass(frozen=True)
+class _Wish:
+    """What may be another the next time: it changes no answer."""
+
+    workers: int | None
+    requests_per_second: float | None
+    retry_errors: bool
+
+
 class _Session:
     """One call at work on an output whose lease it holds."""
 
-    def __init__(self, out: str, source: Source, run: dict[str, Any], lease: Lease) -> None:
+    def __init__(self, out: str, source: Source, run: dict[str, Any], lease: Lease, wish: _Wish) -> None:
         self._out = out
         self._source = source
         self._manifest = run
         self._lease = lease
+        self._wish = wish
         self._target = int(run["settings"]["unit_images"])
         self._ledger = Ledger(out)
         self._new = 0
 
-    def run(self, bundle: str, workers: int | None, retry_errors: bool, cluster: Cluster | None) -> dict[str, Any]:
+    def run(self, bundle: str, cluster: Cluster | None) -> dict[str, Any]:
         """Label what is left to do, on `cluster` or, where there is none yet, on one for as long as that takes."""
-        plan = Plan(self._ledger.entries, results.parts(self._out, "labels"), retry_errors)
+        plan = Plan(self._ledger.entries, results.parts(self._out, "labels"), self._wish.retry_errors)
         seen: set[str] = set()
         matched = plan.match(self._source.units(self._target))
         first = next(((unit, to_do) for unit, to_do in _noting(matched, seen) if to_do), None)
         if first is not None:
             seen = set()
             with nullcontext(cluster) if cluster else connected() as cluster:
-                self._label(bundle, cluster, workers, plan, chain([first], matched), seen, retry_errors)
+                self._label(bundle, cluster, plan, chain([first], matched), seen)
         else:
             say("nothing left to label")
         self._lease.check()
@@ -208,14 +223,12 @@ class _Session:
         self,
         bundle: str,
         cluster: Cluster,
-        workers: int | None,
         plan: Plan,
         listing: Iterator[tuple[Unit, bool]],
         seen: set[str],
-        retry_errors: bool,
     ) -> None:
         settings = self._manifest["settings"]
-        workers, gpu = crew(cluster, settings["engine"], workers)
+        workers, gpu = crew(cluster, settings["engine"], self._wish.workers)
         storage.delete(storage.join(self._out, "summary.json"))  # until all is complete again
         begun = []
         for unit, to_do in listing:
@@ -226,9 +239,18 @@ class _Session:
         promised = settings.get("acceptance")
         acceptance = Acceptance(**promised) if promised else None
         job = Job(
-            bundle, settings["model_id"], self._source, self._out, settings["engine"], gpu, retry_errors, acceptance
+            bundle=bundle,
+            model_id=settings["model_id"],
+            source=self._source,
+            out=self._out,
+            engine=settings["engine"],
+            gpu=gpu,
+            retry_errors=self._wish.retry_errors,
+            acceptance=acceptance,
+            workers=len(begun),
+            requests_per_second=self._wish.requests_per_second,
         )
-        entries = stream(job, plan, self._target, len(begun), seen)
+        entries = stream(job, plan, self._target, seen)
         with progress("labelling") as meter, _Counting(meter, begun, listing):
             self._take(entries, meter)
 
@@ -261,8 +283,7 @@ def _noting(matched: Iterator[tuple[Unit, bool]], seen: set[str]) -> Iterator[tu
 
 
 class _Counting:
-    """Counts in a thread how many images there are to do, for the bar; listing and labelling do not wait
-    for it."""
+    """Counts in a thread how many images there are to do, for the bar: listing and labelling do not wait for it."""
 
     def __init__(self, meter: Meter, begun: list[Unit], listing: Iterator[tuple[Unit, bool]]) -> None:
         self._meter = meter

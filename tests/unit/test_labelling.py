@@ -10,6 +10,9 @@ import tarfile
 import time
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from urllib.parse import quote_plus
 
@@ -27,7 +30,7 @@ from fer_scale.labelling import lease as leases
 from fer_scale.labelling import results
 from fer_scale.labelling.lease import Lease, LeaseLostError
 from fer_scale.labelling.ledger import Ledger, Plan, fix
-from fer_scale.labelling.reading import Reader
+from fer_scale.labelling.reading import Payload, Reader
 from fer_scale.labelling.sources import Source
 from fer_scale.labelling.units import Item, Unit, ranges, stretches
 from fer_scale.labelling.worker import Worker
@@ -493,3 +496,44 @@ def test_an_s3_inventory_is_a_manifest(tmp_path: Path, s3: str, form: str) -> No
     label_all(source, tmp_path / "out")
     assert answers(tmp_path / "out") == {f"{s3}/{key}": ("sad", round(n / 255, 4)) for n, key in enumerate(keys)}
     assert label_all(source, tmp_path / "out")[1] == 0
+
+
+class FarReader(Reader):
+    """Every get takes 30 ms."""
+
+    def read(self, unit: Unit) -> Iterator[tuple[str, Payload]]:
+        for ident, payload in super().read(unit):
+            yield ident, partial(self._late, payload)
+
+    @staticmethod
+    def _late(payload: Payload) -> bytes:
+        time.sleep(0.03)
+        return payload()
+
+
+class Timed(Brightness):
+    """Takes 1 ms an image, and notes when it was at work."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spans: list[tuple[float, float]] = []
+
+    def probabilities(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        began = time.monotonic()
+        found = super().probabilities(images)
+        time.sleep(len(images) / 1000)
+        self.spans.append((began, time.monotonic()))
+        return found
+
+
+def test_a_fast_engine_does_not_wait_for_slow_gets(tmp_path: Path) -> None:
+    names = {f"{n:04d}.png": png(n) for n in range(256)}
+    source = Source.open(str(folder_of(tmp_path / "faces", names)))
+    units = [unit for unit in source.units(128) for _ in range(4)]
+    model = Timed()
+    worker = Worker(model, str(tmp_path / "out"), FarReader("image", None), batch=32, threads=64)
+    with ThreadPoolExecutor(2) as two:
+        list(two.map(worker.label, [unit.published_as(f"{n}") for n, unit in enumerate(units)]))
+    busy = sum(end - began for began, end in model.spans)
+    assert busy / (model.spans[-1][1] - model.spans[0][0]) > 0.9
+    assert all(end <= began for (_, end), (began, _) in pairwise(model.spans)), "one at a time has the engine"

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -365,3 +366,15 @@ def test_an_object_that_cannot_be_had_is_an_error_of_that_picture_alone(tired: t
     tired.left, tired.error = 10**6, ("403 Forbidden", "InvalidObjectState")
     with pytest.raises(ImageError, match="InvalidObjectState"):
         read_picture("s3://bucket/in-the-archive.png")
+
+
+def test_requests_are_held_to_a_rate(s3: str) -> None:
+    storage.write_bytes(f"{s3}/one", b"1")
+    storage.limit_requests(50)
+    try:
+        began = time.monotonic()
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(storage.read_bytes, [f"{s3}/one"] * 25))
+        assert time.monotonic() - began >= 24 / 50
+    finally:
+        storage.limit_requests(None)
