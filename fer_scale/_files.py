@@ -77,7 +77,7 @@ def translated(path: str) -> Iterator[None]:
 
 def of_os_error(path: str, error: OSError) -> Exception:
     where = str(error.filename or path)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return InputError(f"no space is left where {where} is written", "a disk with room", "free some space")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return InputError(f"{where} is not open to this user", "a path with access", "change its permissions")

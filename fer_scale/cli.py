@@ -139,7 +139,7 @@ def train(
     config: Annotated[str | None, typer.Option(help="Fit the configuration in this JSON file.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training faces.")] = None,
     time_budget: Annotated[str | None, typer.Option(help="Wall time, as 2h, 40m or 90s.")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Workers that fit together.")] = 1,
+    workers: Annotated[str, typer.Option(help="Workers that fit together: 4, or 2..8 as there is room.")] = "1",
     init_from: Annotated[str | None, typer.Option(help="Bundle whose weights to start from.")] = None,
     test_time_flip: Annotated[
         bool, typer.Option("--test-time-flip", help="Average with the mirrored picture, at twice the compute.")

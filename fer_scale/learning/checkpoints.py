@@ -1,8 +1,6 @@
 """A fit's memory: what a killed fit goes on from, on local disk or S3, as safetensors and JSON."""
 
 import json
-import tempfile
-from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save
@@ -32,11 +30,13 @@ class Checkpoints:
         return state
 
     def save(self, learner: Learner, state: dict[str, Any], is_best: bool) -> None:
-        """Write a checkpoint; the network to keep is written apart when it is the best so far."""
+        """Write a checkpoint; the network to keep is written apart when it is the best so far.
+
+        Raises:
+            InputError: no space is left, or there is no access; the checkpoint before is as it was.
+        """
         name = f"step-{learner.step:09d}.safetensors"
-        with tempfile.TemporaryDirectory() as scratch:
-            learner.save(Path(scratch) / name)
-            storage.write_bytes(storage.join(self.path, name), (Path(scratch) / name).read_bytes())
+        storage.write_bytes(storage.join(self.path, name), learner.saved())
         files = [*state["files"], name]
         if is_best:
             state["best_file"] = f"best-{learner.step:09d}.safetensors"
@@ -54,7 +54,4 @@ class Checkpoints:
 
     def load(self, learner: Learner, state: dict[str, Any]) -> None:
         """Put a learner back to where ``state`` was written."""
-        with tempfile.TemporaryDirectory() as scratch:
-            local = Path(scratch) / "checkpoint.safetensors"
-            local.write_bytes(storage.read_bytes(storage.join(self.path, state["files"][-1])))
-            learner.load(local, state["step"])
+        learner.load(storage.read_bytes(storage.join(self.path, state["files"][-1])), state["step"])

@@ -10,14 +10,15 @@ import torch
 import torch.distributed as dist
 from scipy.special import log_softmax
 
+from fer_scale import storage
 from fer_scale.bundle import Bundle, build
-from fer_scale.errors import InputError
+from fer_scale.errors import FerScaleError, InputError
 from fer_scale.faces.store import Faces, Store
 from fer_scale.families.network import Network
 from fer_scale.learning.budget import Budget
 from fer_scale.learning.checkpoints import Checkpoints
 from fer_scale.learning.configuration import Configuration
-from fer_scale.learning.loop import Batches, Learner, fit
+from fer_scale.learning.loop import Batches, Learner, everywhere, fit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +71,7 @@ def run(plan: Plan, report: Callable[[dict[str, Any]], None]) -> None:
         began, at = time.monotonic(), learner.step
         loss = fit(learner, batches, (at // per_epoch + 1) * per_epoch, budget.progress)
         seconds = time.monotonic() - began
+        failed: InputError | None = None
         row: dict[str, Any] = {"epoch": learner.step / per_epoch, "progress": progress}
         if first:
             row |= {
@@ -82,8 +84,21 @@ def run(plan: Plan, report: Callable[[dict[str, Any]], None]) -> None:
             best = max((past["val_accuracy"] for past in state["curve"]), default=-1.0)
             state["curve"].append(row)
             state["used"] = budget.used
-            checkpoints.save(learner, state, is_best=row["val_accuracy"] >= best)
+            failed = _save(checkpoints, learner, state, row["val_accuracy"] >= best)
+        if not everywhere(torch.tensor(failed is None, device=device)):
+            raise failed or FerScaleError("the first worker could not write a checkpoint")
         report(row)
+
+
+def _save(checkpoints: Checkpoints, learner: Learner, state: dict[str, Any], is_best: bool) -> InputError | None:
+    """Write a checkpoint; gives the error that trying again does not mend, which all workers have to end by."""
+    try:
+        checkpoints.save(learner, state, is_best)
+    except InputError as error:
+        if storage.is_outage(error):
+            raise
+        return error
+    return None
 
 
 def begin(plan: Plan, classes: list[str]) -> Network:

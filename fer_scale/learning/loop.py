@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -21,6 +20,10 @@ from fer_scale.learning.augment import Augment, mix
 from fer_scale.learning.recipe import Recipe
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
+
+CHECKED_EVERY = 20
+"""Steps after which their losses are looked at."""
+SHOWN_IDS = 8
 
 WARMUP = {"one_cycle": 0.3, "cosine": 0.05}
 
@@ -45,7 +48,7 @@ class Batches:
         self._device = device
         self._epoch = -1
         self._order: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
-        self._rank, self._world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self._rank, self.workers = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
     def indices(self, step: int) -> npt.NDArray[np.int64]:
         """Which faces the global batch of a step holds: int64 ``[size]``."""
@@ -57,15 +60,19 @@ class Batches:
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """This worker's part: uint8 ``[B, C, S, S]`` and targets float32 ``[B, K]``, on the device."""
-        mine = self.indices(step)[self._rank :: self._world]
+        mine = self.indices(step)[self._rank :: self.workers]
         images, targets = torch.from_numpy(self._faces.images[mine]), self._targets[torch.from_numpy(mine)]
         if self._device.type == "cuda":
             images, targets = images.pin_memory(), targets.pin_memory()
         return images.to(self._device, non_blocking=True), targets.to(self._device, non_blocking=True)
 
+    def ids(self, step: int) -> list[str]:
+        """Which faces those are."""
+        return [self._faces.ids[at] for at in self.indices(step)]
+
     def share(self, draws: Tensor) -> Tensor:
         """This worker's rows of what was drawn for the global batch."""
-        return draws[self._rank :: self._world]
+        return draws[self._rank :: self.workers]
 
 
 class Learner:
@@ -114,7 +121,9 @@ class Learner:
             logits.float(), targets, weight=self._weights, label_smoothing=self.recipe.label_smoothing
         )
         self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        # workers' gradients are averaged: one with a row more than another has to count for more
+        part = len(images) * batches.workers / batches.size
+        (loss * part).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip)
         self._optimizer.step()
         if self._average is not None:
@@ -139,8 +148,8 @@ class Learner:
             out.append(network(batch.contiguous(memory_format=torch.channels_last)).float().cpu().numpy())
         return np.concatenate(out)
 
-    def save(self, path: Path) -> None:
-        """Everything that the next step depends on, as one safetensors file."""
+    def saved(self) -> bytes:
+        """Everything that the next step depends on, as safetensors."""
         tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
         if self._average is not None:
             tensors |= {f"average.{name}": value for name, value in self._average.state_dict().items()}
@@ -148,11 +157,11 @@ class Learner:
             tensors |= {
                 f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in values.items() if value is not None
             }
-        save_file({name: value.contiguous() for name, value in tensors.items()}, path, {"step": str(self.step)})
+        return save({name: value.contiguous() for name, value in tensors.items()}, {"step": str(self.step)})
 
-    def load(self, path: Path, step: int) -> None:
-        """Go on from what :meth:`save` wrote at ``step``."""
-        tensors = load_file(path, device=str(self.device))
+    def load(self, data: bytes, step: int) -> None:
+        """Go on from what :meth:`saved` gave at ``step``."""
+        tensors = load(data)
         self.network.load_state_dict(_under(tensors, "network."))
         if self._average is not None:
             self._average.load_state_dict(_under(tensors, "average."))
@@ -177,33 +186,49 @@ def fit(learner: Learner, batches: Batches, until: int, progress: Callable[[int]
             fit there. It may go by steps, by the clock, or jump to 1 (a deadline, a pruned trial).
 
     Raises:
-        DivergedError: the loss is not finite; the line names step, rate and rows.
+        DivergedError: the loss is not finite; the line names step, rate and faces.
     """
-    total, steps = torch.zeros((), device=learner.device), 0
+    total, begun = torch.zeros((), device=learner.device), learner.step
+    waiting: list[tuple[Tensor, float]] = []
     while learner.step < until:
-        at = learner.step
-        share = progress(at)
+        share = progress(learner.step)
         if share >= 1:
             break
         learner.thaw(share)
         factor = anneal(learner.recipe, share)
-        total += learner.train_step(batches, factor)
-        steps += 1
-        # reading the loss waits for the device, so it is read now and then
-        if (steps % 20 == 0 or learner.step == until) and not _finite(total):
-            raise DivergedError(
-                f"the loss is not finite by step {at} (rate {learner.recipe.lr * factor:.3g}, "
-                f"rows {batches.indices(at)[:4].tolist()}...); lower lr or clip"
-            )
-    return float(total) / max(steps, 1)
+        waiting.append((learner.train_step(batches, factor), learner.recipe.lr * factor))
+        # reading a loss waits for the device, so they are read now and then
+        if len(waiting) == CHECKED_EVERY or learner.step == until:
+            total += _finite(waiting, learner, batches)
+            waiting = []
+    if waiting:
+        total += _finite(waiting, learner, batches)
+    return float(total) / max(learner.step - begun, 1)
 
 
-def _finite(loss: Tensor) -> bool:
-    """Whether the loss is a finite number on every worker, so that all of them stop at the same step or none."""
-    finite = torch.isfinite(loss).float()
+def _finite(steps: list[tuple[Tensor, float]], learner: Learner, batches: Batches) -> Tensor:
+    """The sum of the last steps' losses; every worker raises at the same step or none does."""
+    found = torch.stack([loss for loss, _ in steps])
+    fine = torch.isfinite(found)
+    if not everywhere(fine):
+        place = int((~fine).nonzero()[0])
+        at, rate = learner.step - len(steps) + place, steps[place][1]
+        ids = batches.ids(at)
+        named = ", ".join(ids[:SHOWN_IDS]) + (f" and {len(ids) - SHOWN_IDS} more" if len(ids) > SHOWN_IDS else "")
+        raise DivergedError(
+            f"the loss is not finite at step {at} (rate {rate:.3g}, faces {named}); "
+            "lower lr or clip, or look at these faces"
+        )
+    return found.sum()
+
+
+def everywhere(true: Tensor) -> bool:
+    """Whether all of a mask is true on every worker; afterwards it holds what is true on all of them."""
     if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(finite, dist.ReduceOp.MIN)
-    return bool(finite)
+        shared = true.float()
+        dist.all_reduce(shared, dist.ReduceOp.MIN)
+        true.copy_(shared > 0)
+    return bool(true.all())
 
 
 def anneal(recipe: Recipe, progress: float) -> float:

@@ -25,9 +25,10 @@ from fer_scale.learning.checkpoints import Checkpoints
 from fer_scale.learning.configuration import Configuration
 from fer_scale.learning.epochs import Plan, begin, run
 from fer_scale.learning.finish import finish
-from fer_scale.learning.loop import DivergedError
 
 DEFAULT_EPOCHS = 24
+MAX_FAILURES = 3
+"""Workers that may die, for each where their number is elastic: there machines are meant to go."""
 FINISHING_SECONDS = 40.0
 """Kept back of a time budget for the temperature, the export and the publication."""
 
@@ -41,7 +42,7 @@ def train(
     config: str | os.PathLike[str] | None = None,
     epochs: int | None = None,
     time_budget: str | float | None = None,
-    workers: int = 1,
+    workers: int | str = 1,
     init_from: str | os.PathLike[str] | None = None,
     test_time_flip: bool = False,
     resume: bool = False,
@@ -61,7 +62,8 @@ def train(
         config: a JSON file with a configuration; what it leaves out is the family's reference.
         epochs: passes over the train split; 24 where no time budget is given either.
         time_budget: wall time in seconds, or text like ``20m``; the learning rate anneals by the clock.
-        workers: processes that share each batch; one takes all of a machine's cores as threads.
+        workers: processes that share each batch; one takes all of a machine's cores as threads. ``2..8`` begins with as
+            many as the cluster has room for and changes their number as machines come and go.
         init_from: a bundle whose backbone the fit begins with.
         test_time_flip: average over each picture and its mirror image, wherever the bundle is used: twice the compute.
         resume: go on from the last checkpoint in ``out``.
@@ -83,8 +85,7 @@ def train(
     if test_time_flip:
         configuration = replace(configuration, test_time_flip=True)
     seconds = _budget(epochs, time_budget)
-    if workers < 1:
-        raise InputError(f"workers {workers}", "1 or more", "give a larger number")
+    low, high = _workers(workers, configuration.recipe.batch_size)
     faces = Store.open(store)
     for split in ("train", "val"):
         faces.read(split, ["id"])
@@ -93,7 +94,7 @@ def train(
     if resume and storage.exists(storage.join(out, "config.json")):
         say(f"{out} is a finished bundle: nothing left to do")
         return _summary(Bundle.load(out), out, time.monotonic() - began)
-    with connected(cpus=workers) as cluster:
+    with connected(cpus=low) as cluster:
         plan = Plan(
             store=store,
             checkpoints=storage.join(out, "fit"),
@@ -102,25 +103,27 @@ def train(
             seconds=seconds and max(seconds - (time.monotonic() - began) - FINISHING_SECONDS, seconds / 2),
             init_from=storage.normal(init_from) if init_from else None,
             seed=seed,
-            threads=cluster.threads(workers),
-            gpu=cluster.gpus >= workers,
+            threads=cluster.threads(high),
+            gpu=cluster.gpus >= low,
         )
         if not resume:
             begin(plan, faces.classes)  # what cannot be had must not cost what is there
         if overwrite:
             storage.delete(out)
         _fix(plan, faces)
-        _fit(plan, workers)
+        _fit(plan, low, high)
         with storage.publishing(out, overwrite=True, last="config.json") as staging:
             finish(plan, staging)
     return _summary(Bundle.load(out), out, time.monotonic() - began)
 
 
-def _worker(told: dict[str, Any]) -> DivergedError | None:
+def _worker(told: dict[str, Any]) -> FerScaleError | None:
     """What each worker of Ray Train runs; gives the error that ends all of them alike and that no restart mends."""
     try:
         run(Plan(**told), lambda row: ray.train.report({"epoch": row["epoch"]}))
-    except DivergedError as error:
+    except FerScaleError as error:
+        if isinstance(error, InputError) and storage.is_outage(error):
+            raise
         return error
     return None
 
@@ -134,7 +137,7 @@ class _Trainer(TorchTrainer):
         self.controller = controller
 
 
-def _fit(plan: Plan, workers: int) -> None:
+def _fit(plan: Plan, low: int, high: int) -> None:
     """Run the fit on Ray Train; a worker or node that dies is replaced and the fit goes on from its checkpoint.
 
     Raises:
@@ -145,19 +148,21 @@ def _fit(plan: Plan, workers: int) -> None:
             _worker,  # type: ignore[arg-type]  # annotated without the value that it may return
             train_loop_config=asdict(plan),
             scaling_config=ray.train.ScalingConfig(
-                num_workers=workers,
+                num_workers=low if low == high else (low, high),  # type: ignore[arg-type]  # the types are of the deprecated one
                 use_gpu=plan.gpu,
                 resources_per_worker={"CPU": plan.threads, "GPU": int(plan.gpu)},
             ),
             run_config=ray.train.RunConfig(  # the types describe the deprecated one
                 storage_path=scratch,
                 name="fit",
-                failure_config=ray.train.FailureConfig(max_failures=3),
+                failure_config=ray.train.FailureConfig(
+                    max_failures=MAX_FAILURES if low == high else MAX_FAILURES * high
+                ),
                 logging_config=ray.train.LoggingConfig(log_level="ERROR"),  # type: ignore[call-arg]
             ),
         )
         try:
-            failed: DivergedError | None = trainer.fit().return_value  # type: ignore[attr-defined]
+            failed: FerScaleError | None = trainer.fit().return_value  # type: ignore[attr-defined]
         except ray.train.TrainingFailedError as error:
             for cause in getattr(error, "worker_failures", {}).values():
                 if isinstance(root := getattr(cause, "cause", cause), FerScaleError):
@@ -243,6 +248,18 @@ def _budget(epochs_: int | None, time_budget: str | float | None) -> float | Non
     if epochs_ is not None and epochs_ < 1:
         raise InputError(f"epochs {epochs_}", "1 or more", "give a larger number")
     return None if time_budget is None else parse_seconds(time_budget, "time-budget")
+
+
+def _workers(workers: int | str, batch_size: int) -> tuple[int, int]:
+    """Fewest and most workers of ``4`` or ``2..8``."""
+    low, dots, high = str(workers).partition("..")
+    ends = (low, high if dots else low)
+    if not all(end.isdecimal() for end in ends) or not 1 <= int(ends[0]) <= int(ends[1]):
+        raise InputError(f"workers {workers}", "a number from 1 on, or a range as 2..8", "correct it")
+    if 2 * int(ends[1]) > batch_size:  # batch norm takes no batch of one
+        expected = f"at most {batch_size // 2}, for two faces of a batch of {batch_size} each"
+        raise InputError(f"workers {workers}", expected, "ask for fewer, or a larger batch_size")
+    return int(ends[0]), int(ends[1])
 
 
 def _fix(plan: Plan, faces: Store) -> None:

@@ -126,6 +126,12 @@ def test_two_workers_take_the_same_steps(store: Path, config: Path, tmp_path: Pa
     assert result["epochs"] == 2
 
 
+@pytest.mark.slow
+def test_an_elastic_fit_takes_the_workers_that_there_is_room_for(store: Path, config: Path, tmp_path: Path) -> None:
+    result = fer_scale.train(store, out=tmp_path / "b", config=config, epochs=2, workers="1..4", quiet=True)
+    assert result["epochs"] == 2
+
+
 def test_a_backbone_is_carried_over(
     trained: tuple[Path, dict[str, Any]], store: Path, config: Path, tmp_path: Path
 ) -> None:
@@ -198,7 +204,9 @@ def test_an_output_that_holds_an_input_is_refused(trained: tuple[Path, dict[str,
         ({"family": "vgg"}, "vgg.*cnn1.*efficientnet"),
         ({"family": "cnn1", "epochs": 1, "time_budget": "1m"}, "one of them"),
         ({"family": "cnn1", "epochs": 0}, "epochs 0"),
-        ({"family": "cnn1", "workers": 4096}, "4096 CPUs"),
+        ({"family": "cnn1", "workers": 32}, "32 CPUs"),
+        ({"family": "cnn1", "workers": "33"}, "at most 32"),
+        ({"family": "cnn1", "workers": "8..2"}, "range as 2..8"),
         ({"from_search": "nowhere"}, "leaderboard.json"),
     ],
 )

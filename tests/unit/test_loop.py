@@ -1,5 +1,6 @@
 """fit(): the same batches for any number of workers, the same weights after a resume, and what stops it."""
 
+import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,9 +10,11 @@ import torch
 from onnxruntime import InferenceSession
 
 from fer_scale.bundle import build, export_onnx
+from fer_scale.errors import InputError
 from fer_scale.faces.store import Faces
 from fer_scale.learning.augment import Augment, mix
 from fer_scale.learning.budget import Budget
+from fer_scale.learning.checkpoints import Checkpoints
 from fer_scale.learning.configuration import Configuration
 from fer_scale.learning.loop import Batches, DivergedError, Learner, anneal, fit
 from fer_scale.learning.recipe import Recipe
@@ -48,18 +51,16 @@ def test_learns_to_tell_two_classes(faces: Faces) -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_resumed_fit_ends_with_the_very_weights_of_an_unbroken_one(
-    faces: Faces, tmp_path: Path, optimizer: str
-) -> None:
+def test_resumed_fit_ends_with_the_very_weights_of_an_unbroken_one(faces: Faces, optimizer: str) -> None:
     recipe = replace(RECIPE, optimizer=optimizer)  # type: ignore[arg-type]
     unbroken, batches = make(recipe, faces)
     fit(unbroken, batches, 8, lambda step: step / 8)
 
     first, batches = make(recipe, faces)
     fit(first, batches, 5, lambda step: step / 8)
-    first.save(tmp_path / "c.safetensors")
+    saved = first.saved()
     second, batches = make(recipe, faces)
-    second.load(tmp_path / "c.safetensors", 5)
+    second.load(saved, 5)
     fit(second, batches, 8, lambda step: step / 8)
 
     np.testing.assert_allclose(second.logits(faces.images), unbroken.logits(faces.images), atol=1e-5)
@@ -78,12 +79,34 @@ def test_a_batch_larger_than_the_split_is_the_split(faces: Faces) -> None:
     assert Batches(faces, 2, 1000, 0, CPU).size == 96
 
 
-def test_divergence_names_step_and_rate(faces: Faces) -> None:
-    learner, batches = make(Recipe(batch_size=16), faces)
-    with torch.no_grad():
-        next(learner.network.parameters()).fill_(float("nan"))
-    with pytest.raises(DivergedError, match=r"step 1 \(rate .*rows \["):
-        fit(learner, batches, 2, lambda step: step / 2)
+def test_divergence_names_step_rate_and_faces(faces: Faces) -> None:
+    votes = np.zeros((96, 2), dtype=np.float32)
+    votes[7] = np.inf  # shares of this are no numbers
+    learner, batches = make(Recipe(batch_size=16, lr=3e-3, schedule="cosine"), replace(faces, votes=votes))
+    at = next(step for step in range(6) if 7 in batches.indices(step))
+    with pytest.raises(DivergedError, match=rf"step {at} \(rate 0\.00.*, faces \d+(, \d+){{7}} and 8 more\)"):
+        fit(learner, batches, 6, lambda step: step / 6)
+
+
+def test_a_full_disk_is_said_and_leaves_the_checkpoint_before(faces: Faces, tmp_path: Path) -> None:
+    learner, batches = make(RECIPE, faces)
+    checkpoints = Checkpoints(str(tmp_path))
+    fit(learner, batches, 2, lambda step: step / 8)
+    checkpoints.save(learner, {"files": [], "best_file": None}, is_best=True)
+    before, saved = checkpoints.state(), learner.saved()
+    fit(learner, batches, 4, lambda step: step / 8)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # a disk that takes no more than this
+    try:
+        with pytest.raises(InputError, match="no space is left"):
+            checkpoints.save(learner, dict(before or {}), is_best=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert checkpoints.state() == before
+    checkpoints.load(learner, before or {})
+    assert learner.step == 2
+    assert learner.saved() == saved
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_a_spent_budget_ends_the_fit_within_an_epoch(faces: Faces) -> None:
