@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fer_scale.faces.store import Store
     from fer_scale.predictor import Predictor
     from fer_scale.verbs.certify import certify
+    from fer_scale.verbs.doctor import doctor
     from fer_scale.verbs.evaluate import evaluate
     from fer_scale.verbs.ingest import ingest
     from fer_scale.verbs.label import label
@@ -41,6 +42,7 @@ __all__ = [
     "Store",
     "__version__",
     "certify",
+    "doctor",
     "evaluate",
     "ingest",
     "label",
@@ -54,7 +56,8 @@ _HOME = {
     "Predictor": "fer_scale.predictor",
     "Store": "fer_scale.faces.store",
     **{
-        verb: f"fer_scale.verbs.{verb}" for verb in ("certify", "evaluate", "ingest", "label", "serve", "train", "tune")
+        verb: f"fer_scale.verbs.{verb}"
+        for verb in ("certify", "doctor", "evaluate", "ingest", "label", "serve", "train", "tune")
     },
 }
 

@@ -27,7 +27,10 @@ HOW_TO_GO_ON = {
     "label": "stopped; the same command goes on",
     "certify": "stopped; nothing was measured, so the same command starts again",
     "serve": "stopped serving",
+    "doctor": "stopped; nothing stays of it, so the same command looks again",
 }
+UNHEALTHY = 2
+"""What `doctor` leaves with when it found a problem: as for any other wrong input, the user can mend it."""
 DEBUG_HINT = "run again with --debug for the traceback"
 
 app = typer.Typer(
@@ -244,6 +247,22 @@ def serve(
     return _call("serve", dict(locals()))
 
 
+@app.command(epilog="Example: fer-scale doctor --storage s3://bucket/scratch --cpus 64 --gpus 8")
+def doctor(
+    storage: Annotated[
+        str | None, typer.Option(help="Folder, local or s3://, that every machine has to read and write.")
+    ] = None,
+    cpus: Annotated[float, typer.Option(help="CPUs wanted at the same time.")] = 1,
+    gpus: Annotated[float, typer.Option(help="GPUs wanted at the same time.")] = 0,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> Call:
+    """Say whether the cluster is fit for the other verbs, and what mends it where not; exit code 2 where not."""
+    return _call("doctor", dict(locals()))
+
+
 def _call(verb: str, arguments: dict[str, Any]) -> Call:
     return Call(verb, arguments, arguments.pop("json"), arguments.pop("debug"))
 
@@ -272,6 +291,7 @@ def run(arguments: list[str]) -> int:
             return call or 0  # the help or the version
         result: Mapping[str, Any] = getattr(fer_scale, call.verb)(**call.arguments)
         _show(result, call.json)
+        return 0 if result.get("healthy", True) else UNHEALTHY
     except KeyboardInterrupt:
         return _fail(HOW_TO_GO_ON[call.verb] if call else "stopped", 130)
     except typer.TyperException as error:
@@ -281,7 +301,6 @@ def run(arguments: list[str]) -> int:
         return 1
     except Exception as error:
         return _explain(error, "--debug" in arguments)
-    return 0
 
 
 def _interrupt(number: int, frame: object) -> None:

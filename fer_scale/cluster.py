@@ -23,7 +23,7 @@ import ray
 from ray._private.services import find_bootstrap_address
 from ray.exceptions import AuthenticationError, RaySystemError
 
-from fer_scale.console import say
+from fer_scale.console import say, warn
 from fer_scale.errors import InputError
 
 AUTHENTICATION = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
@@ -47,6 +47,8 @@ class Cluster:
     """CPUs of each machine that is alive."""
     ours: bool
     """Whether this process started it, so that it ends with this process."""
+    most_gpus: float = 0
+    """GPUs of the machine that has most of them."""
 
     def threads(self, workers: int) -> int:
         """The most CPUs that each of so many workers can have, all of them at once and none across machines."""
@@ -55,30 +57,36 @@ class Cluster:
                 return threads
         return 1
 
-    def require(self, cpus: float = 0, gpus: float = 0, one: float = 0) -> None:
+    def require(self, cpus: float = 0, gpus: float = 0, one: float = 0, one_gpus: float = 0) -> None:
         """Refuse to ask for more than there is: Ray would wait for it for ever.
 
         Args:
             cpus: CPUs in all.
             gpus: GPUs in all.
             one: CPUs of the largest process, which has to find them on one machine.
+            one_gpus: GPUs of the largest process, likewise.
 
         Raises:
             InputError: fewer CPUs or GPUs are there than are asked for.
         """
-        if one > max(self.machines, default=0.0) + TOLERANCE:
-            most = f"at most the {max(self.machines, default=0.0):g} that the largest machine has"
-            raise InputError(
-                f"{one:g} CPUs were asked for in one process", most, "ask for fewer, or add larger machines"
-            )
-        for asked, there, kind, way in (
-            (cpus, self.cpus, "CPU", "ask for fewer workers or CPUs, or add nodes"),
-            (gpus, self.gpus, "GPU", "ask for fewer GPUs, or add nodes that have them"),
+        more = "ask for fewer workers or CPUs, or add nodes"
+        larger = "ask for fewer, or add larger machines"
+        for asked, there, what, owner, way in (
+            (cpus, self.cpus, "CPUs were asked for", "cluster", more),
+            (gpus, self.gpus, "GPUs were asked for", "cluster", "ask for fewer GPUs, or add nodes that have them"),
+            (one, max(self.machines, default=0.0), "CPUs were asked for in one process", "largest machine", larger),
+            (one_gpus, self.most_gpus, "GPUs were asked for in one process", "largest machine", larger),
         ):
             if asked > there + TOLERANCE:
-                raise InputError(
-                    f"{asked:g} {kind}s were asked for", f"at most the {there:g} that the cluster has", way
-                )
+                raise InputError(f"{asked:g} {what}", f"at most the {there:g} that the {owner} has", way)
+
+    def busy(self, cpus: float, gpus: float) -> str:
+        """What would have to be waited for, because others use it now; empty where that is nothing."""
+        free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+        for asked, there, kind in ((cpus, self.cpus, "CPU"), (gpus, self.gpus, "GPU")):
+            if asked > free.get(kind, 0.0) + TOLERANCE:
+                return f"{asked:g} {kind}s are asked for, {free.get(kind, 0.0):g} of the cluster's {there:g} are free"
+        return ""
 
 
 def connect(cpus: float = 1, gpus: float = 0) -> Cluster:
@@ -87,28 +95,31 @@ def connect(cpus: float = 1, gpus: float = 0) -> Cluster:
     A running one is that of the job this process is, of RAY_ADDRESS, or the one `ray start` left on this
     machine; RAY_ADDRESS=local starts an own one in any case. A started one asks for a token that only this
     process and its children know, unless RAY_AUTH_MODE says otherwise; to join one, RAY_AUTH_MODE and the
-    token must be those of the cluster.
+    token must be those of the cluster. Where other jobs use what is asked for, that is said: Ray waits for them.
 
     Args:
         cpus: CPUs that will be in use at the same time.
         gpus: GPUs that will be in use at the same time.
 
     Raises:
-        InputError: the cluster has fewer CPUs or GPUs, cannot be reached, or refuses the token.
+        InputError: the cluster has fewer CPUs or GPUs, runs another Python or Ray, cannot be reached, or refuses the
+            token.
     """
-    ours = False
-    if not ray.is_initialized():
-        ours = _start()
+    new = not ray.is_initialized()
+    ours = _start() if new else False
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     machines = tuple(node["Resources"].get("CPU", 0.0) for node in alive)
-    found = Cluster(resources.get("CPU", 0.0), resources.get("GPU", 0.0), machines, ours)
+    most_gpus = max((node["Resources"].get("GPU", 0.0) for node in alive), default=0.0)
+    found = Cluster(resources.get("CPU", 0.0), resources.get("GPU", 0.0), machines, ours, most_gpus)
     try:
         found.require(cpus, gpus)
     except InputError:
         if ours:
             ray.shutdown()
         raise
+    if not ours and new and (busy := found.busy(cpus, gpus)):
+        warn(f"{busy}; this waits for the other jobs to end")
     if not ours:
         say(f"cluster: {len(found.machines)} machines, {found.cpus:g} CPUs, {found.gpus:g} GPUs")
     return found
@@ -149,6 +160,12 @@ def _start() -> bool:
             f"the Ray cluster at {address or 'this machine'} refused the token",
             "the token that the cluster was started with",
             "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH",
+        ) from error
+    except RuntimeError as error:
+        if "Version mismatch" not in str(error):
+            raise
+        raise InputError(
+            " ".join(str(error).split()), "the same Ray and Python here and on the cluster", "install the same versions"
         ) from error
     except (ConnectionError, TimeoutError, RaySystemError) as error:
         raise _unreachable(address or "its address") from error

@@ -23,6 +23,7 @@ SHORTEST = {
     "label": ["label", "bundle", "faces", "labels"],
     "certify": ["certify", "labels"],
     "serve": ["serve", "bundle"],
+    "doctor": ["doctor"],
 }
 VERBS = tuple(SHORTEST)
 
@@ -147,6 +148,7 @@ def test_stopped_is_130_and_says_how_to_go_on(
         "label": ["b", "s", "o"],
         "evaluate": ["b", "s", "--out", "o"],
         "ingest": ["s", "o"],
+        "doctor": [],
     }
     assert cli.run([verb, *arguments.get(verb, ["s", "--out", "o"])]) == 130
     assert capsys.readouterr().err.startswith("fer-scale: stopped")
@@ -228,8 +230,8 @@ def test_every_option_is_an_argument_of_the_function(verb: str) -> None:
 def test_the_functions_stay_functions() -> None:
     code = """
 import fer_scale
-from fer_scale.verbs import certify, evaluate, ingest, label, serve, train, tune
-for verb in ("certify", "evaluate", "ingest", "label", "serve", "train", "tune"):
+from fer_scale.verbs import certify, doctor, evaluate, ingest, label, serve, train, tune
+for verb in ("certify", "doctor", "evaluate", "ingest", "label", "serve", "train", "tune"):
     assert callable(getattr(fer_scale, verb)), verb
     assert verb in dir(fer_scale)
 from fer_scale import Bundle, Predictor, Store

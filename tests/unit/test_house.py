@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "fer_scale"
-VERBS = ("ingest", "tune", "train", "evaluate", "label", "certify", "serve")
+VERBS = ("ingest", "tune", "train", "evaluate", "label", "certify", "serve", "doctor")
 
 
 def imported(path: Path) -> Iterator[str]:
