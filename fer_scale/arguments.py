@@ -1,8 +1,6 @@
 """Lists and pairs as people type them on a command line."""
 
-import json
 from collections.abc import Sequence
-from typing import Any
 
 from fer_scale.errors import InputError
 
@@ -30,15 +28,12 @@ def pairs(texts: Sequence[str] | None, option: str) -> dict[str, str]:
     return found
 
 
-def settings(texts: Sequence[str] | None) -> dict[str, Any]:
-    """``["dropout=0.2", "widths=[1,2]"]`` -> values read as JSON where they are JSON, else as text."""
-    found: dict[str, Any] = {}
+def settings(texts: Sequence[str] | None) -> dict[str, str]:
+    """``["lr=0.2", "resnet.dense=512-256"]`` -> each value as the text that it is, commas and all."""
+    found = {}
     for text in texts or ():
         key, equals, value = (part.strip() for part in text.partition("="))
         if not equals or not key:
             raise InputError(f"--fix {text!r}", "key=value", "write both sides of the =")
-        try:
-            found[key] = json.loads(value)
-        except ValueError:
-            found[key] = value
+        found[key] = value
     return found

@@ -24,9 +24,11 @@ def parse_seconds(text: str | float, what: str) -> float:
     return seconds
 
 
-def span(seconds: float) -> str:
-    """``3725`` as ``1h02m``, ``65`` as ``1m05s``, ``5.2`` as ``5s``."""
-    whole = max(round(seconds), 0)
-    if whole >= 3600:
-        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
-    return f"{whole // 60}m{whole % 60:02d}s" if whole >= 60 else f"{whole}s"
+def duration(seconds: float) -> str:
+    """``4000`` -> ``"1 h 7 min"``; ``95`` -> ``"1 min 35 s"``; ``7.2`` -> ``"7.2 s"``."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s" if whole >= 60 else f"{whole} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -163,42 +163,6 @@ def lines(
     return drawing.svg
 
 
-def histogram(
-    values: Series,
-    title: str,
-    x: str,
-    *,
-    bins: int = 20,
-    limits: tuple[float, float] | None = None,
-    y: str = "images",
-) -> Markup:
-    """How often which value occurs; of shares (``limits=(0, 1)``) the axis is in per cent."""
-    with plot(title, x, y, (5.0, 2.8)) as drawing:
-        axes = drawing.axes
-        axes.hist(values, bins=bins, range=limits, color=colour(0), alpha=0.8, rwidth=0.92)
-        axes.grid(visible=False, axis="x")
-        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        if limits == (0.0, 1.0):
-            _percent_axis(axes.xaxis)
-    return drawing.svg
-
-
-def bars(names: Sequence[str], values: Series, title: str, x: str) -> Markup:
-    """One horizontal bar a name, the first on top, each with its value."""
-    with plot(title, x, "", (5.0, 0.7 + 0.34 * max(len(names), 1))) as drawing:
-        axes = drawing.axes
-        at = list(range(len(names)))[::-1]
-        axes.barh(at, values, color=[colour(i) for i in range(len(names))], height=0.62, alpha=0.85)
-        for row, value in zip(at, values, strict=True):
-            axes.annotate(f"{value:,.0f}", (value, row), (4, 0), textcoords="offset points", va="center")
-        axes.set_yticks(at, names)
-        axes.margins(x=0.12)
-        axes.grid(visible=False, axis="y")
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    return drawing.svg
-
-
 def accuracy_against_compute(trials: Sequence[dict[str, Any]], families: Sequence[str]) -> Markup:
     """Every trial's validation accuracy against its compute (logarithmic); whiskers are 95 % intervals.
 

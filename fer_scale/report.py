@@ -13,6 +13,7 @@ import pandas as pd
 from PIL import Image
 
 from fer_scale import __version__, figures
+from fer_scale.durations import duration
 
 TRIAL_COLUMNS = [
     "trial_id", "family", "configuration", "parameters", "input", "weights", "images_seen", "compute_seconds",
@@ -45,16 +46,6 @@ def short(value: float) -> str:
         if value >= size:
             return f"{value / size:.{1 if value < 100 * size else 0}f}\u202f{unit}"
     return f"{value:.0f}"
-
-
-def duration(seconds: float) -> str:
-    """``4000`` -> ``"1 h 7 min"``; ``95`` -> ``"1 min 35 s"``; ``7.2`` -> ``"7.2 s"``."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s" if whole >= 60 else f"{whole} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def picture(image: Image.Image) -> str:

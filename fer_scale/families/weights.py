@@ -10,7 +10,6 @@ a path        a state dict by timm's names, local or s3://: .safetensors, or .pt
 import functools
 import importlib.util
 import io
-import logging
 from pathlib import Path
 
 import huggingface_hub
@@ -22,6 +21,7 @@ from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 from fer_scale import storage
+from fer_scale.console import warn
 from fer_scale.errors import InputError
 
 LITE0 = "tf_efficientnet_lite0"
@@ -31,7 +31,6 @@ HUB_TIMEOUT = 3.0
 """Seconds for the one request that tells whether the hub answers."""
 
 State = dict[str, Tensor]
-log = logging.getLogger("fer_scale")
 
 
 class NotAvailableError(Exception):
@@ -75,7 +74,7 @@ def load(backbone: nn.Module, variant: str, weights: str) -> str:
 
 @functools.cache
 def _warn_once(variant: str, reason: str) -> None:
-    log.warning("%s starts from scratch: %s", variant, reason)
+    warn(f"{variant} starts from scratch: {reason}")
 
 
 def _imagenet(backbone: nn.Module, variant: str) -> tuple[State, str]:
@@ -124,8 +123,7 @@ def _hub_unreachable() -> str:
         return "imagenet not reachable: HF_HUB_OFFLINE is set"
     try:
         huggingface_hub.get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT)
-    except Exception as error:  # the client under the session changes between versions, and so do its errors
-        log.debug("the hub does not answer: %r", error)
+    except Exception:  # the client under the session changes between versions, and so do its errors
         return "imagenet not reachable"
     return ""
 

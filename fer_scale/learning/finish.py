@@ -12,13 +12,15 @@ from fer_scale import bundle, storage
 from fer_scale.card import card
 from fer_scale.errors import FerScaleError
 from fer_scale.faces.store import Faces, Store
-from fer_scale.families.network import Network
 from fer_scale.learning import metrics
 from fer_scale.learning.calibration import fit_temperature, probabilities
 from fer_scale.learning.checkpoints import Checkpoints
 from fer_scale.learning.configuration import Configuration
 from fer_scale.learning.epochs import Plan
+from fer_scale.learning.loop import logits
 from fer_scale.provenance import provenance
+
+CPU = torch.device("cpu")
 
 
 def finish(plan: Plan, directory: Path) -> None:
@@ -35,18 +37,18 @@ def finish(plan: Plan, directory: Path) -> None:
     network = bundle.build(configuration, len(faces.classes), weights="none").eval()
     network.load_state_dict(load(storage.read_bytes(storage.join(plan.checkpoints, state["best_file"]))))
     val = faces.faces("val", configuration.preprocessing)
-    logits = _logits(network, val.images)
-    temperature = fit_temperature(logits, val.labels)
+    answers = logits(network, val.images, CPU)
+    temperature = fit_temperature(answers, val.labels)
     figures = {
-        **metrics.summarise(probabilities(logits, temperature), val.labels, faces.classes),
-        "ece_uncalibrated": metrics.expected_calibration_error(probabilities(logits), val.labels),
+        **metrics.summarise(probabilities(answers, temperature), val.labels, faces.classes),
+        "ece_uncalibrated": metrics.expected_calibration_error(probabilities(answers), val.labels),
         "temperature": temperature,
         "split": "val",
     }
     calibration = None
     if sum(faces.counts.get("calib", {}).values()):
         calib = faces.faces("calib", configuration.preprocessing)
-        scored = [("val", val, logits), ("calib", calib, _logits(network, calib.images))]
+        scored = [("val", val, answers), ("calib", calib, logits(network, calib.images, CPU))]
         calibration = pd.concat(
             [_answers(split, rows, probabilities(found, temperature), faces.classes) for split, rows, found in scored]
         )
@@ -88,10 +90,3 @@ def _answers(split: str, faces: Faces, found: npt.NDArray[np.float32], classes: 
     truth = [classes[at] for at in faces.labels]
     said = {f"prob_{name}": found[:, at] for at, name in enumerate(classes)}
     return pd.DataFrame({"split": split, "id": faces.ids, "label": truth, **said})
-
-
-@torch.inference_mode()
-def _logits(network: Network, images: npt.NDArray[np.uint8], batch_size: int = 256) -> npt.NDArray[np.float32]:
-    parts = [network(torch.tensor(images[at : at + batch_size])) for at in range(0, len(images), batch_size)]
-    logits: npt.NDArray[np.float32] = torch.cat(parts).numpy()
-    return logits

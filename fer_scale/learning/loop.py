@@ -25,8 +25,6 @@ CHECKED_EVERY = 20
 """Steps after which their losses are looked at."""
 SHOWN_IDS = 8
 
-WARMUP = {"one_cycle": 0.3, "cosine": 0.05}
-
 
 class DivergedError(FerScaleError):
     """The loss is no longer a finite number."""
@@ -138,15 +136,9 @@ class Learner:
             return self.network
         return cast(Network, self._average.module)
 
-    @torch.inference_mode()
-    def logits(self, images: npt.NDArray[np.uint8], batch_size: int = 256) -> npt.NDArray[np.float32]:
+    def logits(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """uint8 ``[N, C, S, S]`` to float32 ``[N, K]`` by the network to keep, without augmentation."""
-        network = self.best.eval()
-        out = []
-        for at in range(0, len(images), batch_size):
-            batch = torch.tensor(images[at : at + batch_size], device=self.device)
-            out.append(network(batch.contiguous(memory_format=torch.channels_last)).float().cpu().numpy())
-        return np.concatenate(out)
+        return logits(self.best, images, self.device)
 
     def saved(self) -> bytes:
         """Everything that the next step depends on, as safetensors."""
@@ -176,6 +168,19 @@ class Learner:
             state.setdefault(int(index), {})[key] = value
         self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": state})
         self.step = step
+
+
+@torch.inference_mode()
+def logits(
+    network: Network, images: npt.NDArray[np.uint8], device: torch.device, batch_size: int = 256
+) -> npt.NDArray[np.float32]:
+    """uint8 ``[N, C, S, S]`` to float32 ``[N, K]`` by a network on a device, in evaluation mode."""
+    network = network.eval()
+    out = []
+    for at in range(0, len(images), batch_size):
+        batch = torch.tensor(images[at : at + batch_size], device=device)
+        out.append(network(batch.contiguous(memory_format=torch.channels_last)).float().cpu().numpy())
+    return np.concatenate(out)
 
 
 def fit(learner: Learner, batches: Batches, until: int, progress: Callable[[int], float]) -> float:
@@ -233,10 +238,10 @@ def everywhere(true: Tensor) -> bool:
 
 def anneal(recipe: Recipe, progress: float) -> float:
     """Learning-rate factor at a share of the budget, 0 to 1."""
-    warmup = WARMUP[recipe.schedule]
-    if progress < warmup:
-        return 0.04 + 0.96 * progress / warmup
-    return max(0.5 * (1 + math.cos(math.pi * min((progress - warmup) / (1 - warmup), 1.0))), 1e-3)
+    if progress < recipe.warmup:
+        return 0.04 + 0.96 * progress / recipe.warmup
+    fallen = min((progress - recipe.warmup) / (1 - recipe.warmup), 1.0)
+    return max(0.5 * (1 + math.cos(math.pi * fallen)), 1e-3)
 
 
 def _parallel(network: Network) -> nn.Module:

@@ -14,8 +14,9 @@ class Recipe:
     """``sgd`` has Nesterov momentum 0.9."""
     lr: float = 1e-3
     """Peak learning rate at ``batch_size``."""
-    schedule: Literal["one_cycle", "cosine"] = "one_cycle"
-    """``one_cycle`` warms up over 30 % of the steps (Smith 2018), ``cosine`` over 5 % (Loshchilov & Hutter 2017)."""
+    warmup: float = 0.3
+    """Share of the budget over which the rate rises to its peak; then it falls to nothing as a cosine. 0.3 is the
+    one-cycle policy (Smith 2018), 0.05 is about that of Loshchilov & Hutter 2017."""
     weight_decay: float = 0.02
     """On weights of two and more dimensions; biases and norms have none."""
     batch_size: int = 64
@@ -43,6 +44,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check("lr", self.lr, 0.0, 10.0)
+        check("warmup", self.warmup, 0.0, 0.9)
         check("weight_decay", self.weight_decay, 0.0, 1.0)
         check("batch_size", self.batch_size, 2, 65536)
         check("label_smoothing", self.label_smoothing, 0.0, 0.9)

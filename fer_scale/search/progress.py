@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.table import Table
 
 from fer_scale.console import console, say
-from fer_scale.durations import span
+from fer_scale.durations import duration
 
 
 class SearchProgress:
@@ -46,7 +46,7 @@ class SearchProgress:
             say(
                 f"trial {row['trial_id']} {row['family']} {row['input']}: {score}, {row['status']} at rung "
                 f"{row['rung']}/{self._rungs} after {row['compute_seconds']:.0f} s of compute "
-                f"(best {max(best, row['accuracy'] or 0.0):.4f}, {span(self._left())} left)"
+                f"(best {max(best, row['accuracy'] or 0.0):.4f}, {duration(self._left())} left)"
             )
 
     def _left(self) -> float:
@@ -57,7 +57,7 @@ class SearchProgress:
         best = max(scored, key=lambda row: row["accuracy"], default=None)
         said = f"best {best['family']} {best['accuracy']:.4f}" if best else "no score yet"
         table = Table(
-            title=f"search: {said}, {len(self._rows)} trials, {span(self._left())} left", title_justify="left"
+            title=f"search: {said}, {len(self._rows)} trials, {duration(self._left())} left", title_justify="left"
         )
         for name in ("family", "running", "ended", "best val accuracy", "95 % interval", "rung", "compute"):
             table.add_column(name, justify="left" if name == "family" else "right")
@@ -72,7 +72,7 @@ class SearchProgress:
                 f"{top['accuracy']:.4f}" if top else "-",
                 f"{top['accuracy_low']:.3f} to {top['accuracy_high']:.3f}" if top else "-",
                 f"{top['rung']}/{self._rungs}" if top else "-",
-                span(sum(row["compute_seconds"] or 0.0 for row in rows)),
+                duration(sum(row["compute_seconds"] or 0.0 for row in rows)),
                 style="bold" if top is not None and top is best else "",
             )
         return table

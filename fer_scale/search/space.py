@@ -80,7 +80,7 @@ def suggest_recipe(pick: Pick) -> Recipe:
         "optimizer": optimizer,
         "lr": pick.float(f"{optimizer}.lr", *RATES[optimizer], log=True),
         "weight_decay": pick.float(f"{optimizer}.weight_decay", *DECAYS[optimizer], log=True),
-        "schedule": pick.choice("schedule", ["one_cycle", "cosine"]),
+        "warmup": pick.choice("warmup", [0.3, 0.05]),
         "batch_size": pick.choice("batch_size", [32, 64, 128]),
         "label_smoothing": pick.float("label_smoothing", 0.0, 0.2),
         "mixup": pick.choice("mixup", [0.0, 0.2]),

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from fer_scale.durations import parse_seconds, span
+from fer_scale.durations import duration, parse_seconds
 from fer_scale.errors import InputError
 from fer_scale.families import FAMILIES
 from fer_scale.learning.configuration import Configuration
@@ -55,5 +55,9 @@ def test_what_is_no_duration_is_refused(text: str | float) -> None:
         parse_seconds(text, "time-budget")
 
 
-def test_span_reads_well() -> None:
-    assert [span(s) for s in (5.2, 65, 3725)] == ["5s", "1m05s", "1h02m"]
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(7.21, "7.2 s"), (59.6, "1 min 0 s"), (95, "1 min 35 s"), (3600, "1 h 0 min"), (9000, "2 h 30 min")],
+)
+def test_a_duration_as_people_write_it(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

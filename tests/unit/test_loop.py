@@ -82,7 +82,7 @@ def test_a_batch_larger_than_the_split_is_the_split(faces: Faces) -> None:
 def test_divergence_names_step_rate_and_faces(faces: Faces) -> None:
     votes = np.zeros((96, 2), dtype=np.float32)
     votes[7] = np.inf  # shares of this are no numbers
-    learner, batches = make(Recipe(batch_size=16, lr=3e-3, schedule="cosine"), replace(faces, votes=votes))
+    learner, batches = make(Recipe(batch_size=16, lr=3e-3, warmup=0.05), replace(faces, votes=votes))
     at = next(step for step in range(6) if 7 in batches.indices(step))
     with pytest.raises(DivergedError, match=rf"step {at} \(rate 0\.00.*, faces \d+(, \d+){{7}} and 8 more\)"):
         fit(learner, batches, 6, lambda step: step / 6)
@@ -116,7 +116,7 @@ def test_a_spent_budget_ends_the_fit_within_an_epoch(faces: Faces) -> None:
 
 
 def test_rate_warms_up_and_anneals_to_nothing() -> None:
-    factors = [anneal(Recipe(schedule="one_cycle"), p / 100) for p in range(101)]
+    factors = [anneal(Recipe(warmup=0.3), p / 100) for p in range(101)]
     assert factors[0] < 0.05
     assert max(factors) == pytest.approx(1.0, abs=0.01)
     assert np.argmax(factors) == 30

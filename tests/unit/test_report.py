@@ -113,8 +113,8 @@ def test_search_report_of_a_single_trial() -> None:
 
 def test_figures_on_one_page_share_no_names() -> None:
     drawn = [
-        figures.histogram([0.1, 0.5, 0.9], "confidence", "confidence", limits=(0, 1)),
-        figures.bars(["happy", "sad"], [3, 1], "answers", "images"),
+        figures.survivors(["begun", 1], [("cnn1", [3, 1]), ("resnet", [2, 2])]),
+        figures.best_so_far([1, 2], [0.3, 0.5]),
         figures.lines([("a", [1, 2], [3, 4]), ("b", [1, 2], [4, 3])], "two", "x", "y"),
         figures.reliability([], [{"confidence": 0.8, "accuracy": 0.7, "share": 1.0}], 1.2),
     ]
@@ -124,24 +124,16 @@ def test_figures_on_one_page_share_no_names() -> None:
 
 
 def test_the_same_figure_twice_is_the_same_text() -> None:
-    assert figures.bars(["a"], [1], "t", "x") == figures.bars(["a"], [1], "t", "x")
+    assert figures.best_so_far([1], [0.5]) == figures.best_so_far([1], [0.5])
 
 
 def test_figure_titles_are_escaped() -> None:
-    assert "<b>" not in figures.bars(["a<b>"], [1], "<b>", "<b>")
+    assert "<b>" not in figures.lines([("a<b>", [1], [1])], "<b>", "<b>", "<b>")
 
 
 def test_a_forgotten_value_is_an_error() -> None:
     with pytest.raises(jinja2.UndefinedError):
         report.render("search.html.j2", title="x")
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(7.21, "7.2 s"), (59.6, "1 min 0 s"), (95, "1 min 35 s"), (3600, "1 h 0 min"), (9000, "2 h 30 min")],
-)
-def test_duration(seconds: float, text: str) -> None:
-    assert report.duration(seconds) == text
 
 
 @pytest.mark.parametrize(
