@@ -108,7 +108,7 @@ def check_fixed(fixed: Mapping[str, Any], families: Sequence[str]) -> dict[str, 
         if key.endswith(".weights") and checked[key] not in ("auto", "imagenet", "none"):
             checked[key] = storage.normal(str(checked[key]))
     for name, reference in references.items():
-        _check_together(reference, Configuration.from_dict({"family": name, **STARTS[name]}), checked)
+        _check_together(reference, Configuration.from_dict({"family": name, **STARTS.get(name, {})}), checked)
     for name in RATES:
         for key in ("lr", "weight_decay"):
             if key in checked:

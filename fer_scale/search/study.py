@@ -52,7 +52,10 @@ class Study:
             direction="maximize",
             load_if_exists=True,
         )
-        self._families = [name for name in STARTS if name in families]
+        self._families = [
+            *(name for name in STARTS if name in families),
+            *(name for name in families if name not in STARTS),
+        ]
         self._fixed = fixed
         self._trials: dict[int, optuna.Trial] = {}
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
@@ -89,6 +92,8 @@ class Study:
 
     def _known(self, kind: str, family: str) -> Configuration | None:
         """A family's reference or start with what is fixed; None where that does not go together."""
+        if kind == "start" and family not in STARTS:
+            return None
         values = {"family": family, **(STARTS[family] if kind == "start" else {})}
         try:
             return Configuration.from_dict(values).with_fixed(self._fixed)

@@ -224,7 +224,7 @@ def test_every_option_is_an_argument_of_the_function(verb: str) -> None:
     assert set(known) == set(call.arguments), "the command line and Python offer the same"
     for name, parameter in known.items():
         if parameter.default is not parameter.empty and name not in ("time_budget", "classes"):
-            assert (call.arguments[name] or None) == (parameter.default or None), name
+            assert str(call.arguments[name] or None) == str(parameter.default or None), name  # 1 or "1", workers
 
 
 def test_the_functions_stay_functions() -> None:

@@ -19,6 +19,7 @@ from fer_scale.families import FAMILIES
 from fer_scale.learning.configuration import Configuration
 from fer_scale.search.record import Search
 from fer_scale.search.space import check_fixed, suggest
+from fer_scale.search.starts import STARTS
 from fer_scale.search.study import Study
 from fer_scale.search.trial import Rungs, Trial
 from fer_scale.verbs.ingest import ingest
@@ -91,6 +92,14 @@ def test_values_that_go_together_may_be_fixed_together() -> None:
     assert check_fixed({"resnet.variant": "slim10", "resnet.width": "2"}, ["resnet"])["resnet.width"] == 2
     with pytest.raises(InputError, match="width=2"):
         check_fixed({"resnet.variant": "resnet18", "resnet.width": "2"}, ["resnet"])
+
+
+def test_a_family_without_a_start_begins_with_its_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(STARTS, "cnn1")
+    asked = study(tmp_path, ["cnn1", "resnet"], **check_fixed({}, ["cnn1", "resnet"]))
+    kinds = [(kind, found.family) for _, kind, found in (asked.ask() for _ in range(4))]
+    assert kinds[:3] == [("reference", "resnet"), ("reference", "cnn1"), ("start", "resnet")]
+    assert kinds[3][0] == "proposed"
 
 
 def test_references_start_first_then_the_starts_then_proposals(tmp_path: Path) -> None:
