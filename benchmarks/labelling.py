@@ -207,6 +207,7 @@ def measure(bundle: str, work: Path, images: int, layout: str) -> dict[str, Any]
 
     os.environ["RAY_ADDRESS"] = "local"
     with connected():
+        quoted = label(bundle, folder, work / "out-2", id_column="id" if ids else None, dry_run=True)["seconds"]
         warm, _, summary = timed(lambda: label(bundle, folder, work / "out-2", id_column="id" if ids else None))
     after, _, _ = timed(lambda: run_bare(bundle, folder, layout, work / "bare-2"))
     if summary["labelled"] != images or summary["duplicates"]:
@@ -218,6 +219,7 @@ def measure(bundle: str, work: Path, images: int, layout: str) -> dict[str, Any]
         "model_id": summary["model_id"],
         "bare_loop": {"images_per_second": bare_rate, "seconds": [before, after], "peak_mib": loop_memory},
         "label": {"images_per_second": images / warm, "seconds": warm, "of_bare": images / warm / bare_rate},
+        "dry_run": {"seconds": quoted, "of_the_run": quoted / summary["seconds"]},
         "label_and_cluster_start": {
             "images_per_second": images / whole,
             "seconds": whole,
@@ -244,6 +246,8 @@ def text(result: dict[str, Any]) -> str:
 | bare loop, {PROCESSES} processes, mean of before and after | {loop["images_per_second"]:,.0f} | {loop["seconds"][0]:.1f}, {loop["seconds"][1]:.1f} | 1 |
 | `fer-scale label`, cluster running | {ours["images_per_second"]:,.0f} | {ours["seconds"]:.1f} | {ours["of_bare"]:.2f} |
 | `fer-scale label`, start of Python and cluster counted | {cold["images_per_second"]:,.0f} | {cold["seconds"]:.1f} | {cold["of_bare"]:.2f} |
+
+`--dry-run` had quoted {result["dry_run"]["of_the_run"]:.2f} of the seconds that the run then took.
 
 Peak resident memory by process, MiB: {biggest}.
 

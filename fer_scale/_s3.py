@@ -66,18 +66,20 @@ def _endpoint() -> str:
 
 
 class _Pace:
-    """Lets whoever asks go on so that no more than ``rate`` a second do."""
+    """Counts whoever asks, and lets them go on so that no more than ``rate`` a second do."""
 
     rate: float | None = None
+    passed = 0
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._next = 0.0
 
     def __call__(self, **_: Any) -> None:
-        if self.rate is None:
-            return
         with self._lock:
+            self.passed += 1
+            if self.rate is None:
+                return
             at = max(self._next, time.monotonic())
             self._next = at + 1 / self.rate
         time.sleep(max(0.0, at - time.monotonic()))
@@ -92,6 +94,11 @@ def limit_requests(rate: float | None) -> None:
     What goes through `client` alone: the few reads of tables and archives, which pyarrow makes, are not held.
     """
     _pace.rate = rate
+
+
+def requests_made() -> int:
+    """Requests to S3 that this process has sent, repeated ones counted; of pyarrow's none, as in `limit_requests`."""
+    return _pace.passed
 
 
 @lru_cache(maxsize=4)

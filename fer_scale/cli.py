@@ -199,6 +199,12 @@ def label(
     retry_errors: Annotated[
         bool, typer.Option("--retry-errors", help="Try once more what stands in the errors table.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Label a sample, write nothing, say what the whole would take.")
+    ] = False,
+    price_per_hour: Annotated[
+        float | None, typer.Option(help="Of the cluster; a dry run says what the run would cost.")
+    ] = None,
     overwrite: Overwrite = False,
     seed: Seed = 0,
     quiet: Quiet = False,

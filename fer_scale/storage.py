@@ -25,7 +25,7 @@ from fer_scale._files import (
     write_bytes,
 )
 from fer_scale._folders import check_output, fetch_dir, publishing
-from fer_scale._s3 import CONNECTIONS, is_outage, limit_requests
+from fer_scale._s3 import CONNECTIONS, is_outage, limit_requests, requests_made
 
 __all__ = [
     "CONNECTIONS",
@@ -50,5 +50,6 @@ __all__ = [
     "publishing",
     "read_bytes",
     "read_json",
+    "requests_made",
     "write_bytes",
 ]

@@ -16,6 +16,8 @@ MANIFEST_VERSION = 1
 MOST_FORMER = 64
 """Parts looked through for a unit's answers. More only meet it where a manifest is not sorted; then reading them
 would cost more than to label anew."""
+COMMIT_SECONDS = 2.0
+"""Published units are entered at least this often while they come."""
 Entry = dict[str, Any]
 """What `fer_scale.labelling.worker.Worker.label` returns."""
 
@@ -53,6 +55,16 @@ def fix(out: str, settings: dict[str, Any], run_id: str) -> dict[str, Any]:
         found = {"version": MANIFEST_VERSION, "run_id": run_id, "settings": settings}
         storage.write_bytes(storage.join(out, "run.json"), json.dumps(found, indent=2).encode())
         return found
+    compare(out, found, settings)
+    return found
+
+
+def compare(out: str, found: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Refuse to go on with the run in ``out``, whose manifest was found, by other settings.
+
+    Raises:
+        InputError: a setting is another; both are named.
+    """
     there = found["settings"]
     for name in settings:
         if there.get(name) != settings[name]:
@@ -61,7 +73,6 @@ def fix(out: str, settings: dict[str, Any], run_id: str) -> dict[str, Any]:
                 "the same model, preprocessing and settings to go on with it",
                 "label into another folder, or pass --overwrite",
             )
-    return found
 
 
 class Ledger:

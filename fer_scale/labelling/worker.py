@@ -85,6 +85,7 @@ class Worker:
         threads: that fetch and decode ahead, for all units together; 0 does it in line, which is best where the
             files are near and the network runs on the same core.
         acceptance: says which labels are accepted; None leaves the column out.
+        write: publishes bytes at a path; a dry run's throws them away.
     """
 
     def __init__(
@@ -96,8 +97,10 @@ class Worker:
         batch: int = 128,
         threads: int = 0,
         acceptance: Acceptance | None = None,
+        write: Callable[[str, bytes], None] = storage.write_bytes,
     ) -> None:
         self._predictor = predictor
+        self._write = write
         self._out = out
         self._reader = reader
         self._batch = batch
@@ -229,11 +232,11 @@ class Worker:
             "surest": [shown(example) for example in tally.surest[:EXAMPLES]],
             "unsurest": [shown(example) for example in tally.unsurest[:EXAMPLES]],
         }
-        storage.write_bytes(notes_path(self._out, unit.part), json.dumps(notes).encode())
+        self._write(notes_path(self._out, unit.part), json.dumps(notes).encode())
         if tally.errors:
             bad = pa.table([list(column) for column in zip(*tally.errors, strict=True)], schema=ERRORS_SCHEMA)
-            storage.write_bytes(errors_path(self._out, unit.part), parquet(bad))
-        storage.write_bytes(labels_path(self._out, unit.part), parquet(rows))
+            self._write(errors_path(self._out, unit.part), parquet(bad))
+        self._write(labels_path(self._out, unit.part), parquet(rows))
         confidence = rows["confidence"].to_numpy()
         return {
             "key": unit.key,

@@ -10,7 +10,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import pyarrow as pa
 import ray
@@ -26,7 +26,7 @@ from fer_scale.labelling.sources import Source
 from fer_scale.labelling.units import Unit
 from fer_scale.labelling.worker import Worker
 from fer_scale.learning.acceptance import Acceptance
-from fer_scale.storage import CONNECTIONS, is_s3, limit_requests
+from fer_scale.storage import CONNECTIONS, is_s3, limit_requests, write_bytes
 
 ACTOR_CPUS = 0.8
 """Reserved by an actor, which uses one: the task that lists needs a share too, or the pipeline waits for ever."""
@@ -37,6 +37,15 @@ THREADS = 32
 """That fetch and decode ahead for an actor without a GPU: a thousand images a second where a get takes 30 ms."""
 SEEN_AT_ONCE = 1000
 """Keys of finished units that are told together."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What may be another the next time: it changes no answer."""
+
+    workers: int | None
+    requests_per_second: float | None
+    retry_errors: bool
 
 
 @dataclass(frozen=True)
@@ -55,6 +64,25 @@ class Job:
     """Actors."""
     requests_per_second: float | None
     """To S3, of all actors together."""
+
+    @classmethod
+    def of(
+        cls, settings: dict[str, Any], bundle: str, source: Source, out: str, wish: Wish, workers: int, gpu: bool
+    ) -> "Job":
+        """The job of a run's settings, for so many actors."""
+        promised = settings["acceptance"]
+        return cls(
+            bundle=bundle,
+            model_id=settings["model_id"],
+            source=source,
+            out=out,
+            engine=settings["engine"],
+            gpu=gpu,
+            retry_errors=wish.retry_errors,
+            acceptance=Acceptance(**promised) if promised else None,
+            workers=workers,
+            requests_per_second=wish.requests_per_second,
+        )
 
     @property
     def threads(self) -> int:
@@ -79,32 +107,43 @@ def stream(job: Job, plan: Plan, target: int, seen: set[str]) -> Iterator[Entry]
         InputError: the source, the bundle or the output cannot be used any more.
         IncompleteError: a unit was lost on the way.
     """
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
     expected: int | None = None
-    answers = _pipeline(job, plan, target)
+    for message in messages(job, lambda: _listing(job.source, plan, target), Labeller):
+        if "entry" in message:
+            seen.add(message["entry"]["key"])
+            yield message["entry"]
+        seen.update(message.get("seen", ()))
+        expected = message.get("units", expected)
+    if expected != len(seen):
+        raise IncompleteError(f"{expected} units were listed and {len(seen)} came back; run the same command again")
+
+
+def messages(job: Job, rows: Callable[[], Iterator[pa.Table]], actor: type["Labeller"]) -> Iterator[dict[str, Any]]:
+    """What the actors, and the task that makes the rows, say to the driver.
+
+    Args:
+        rows: of ``unit``, to be labelled, or ``message``, see `row`.
+
+    Raises:
+        InputError: an actor or the task raised it.
+    """
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    answers = _pipeline(job, rows, actor)
     for batch in answers.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         for text in cast(pa.Table, batch)["message"].to_pylist():
             message = json.loads(text)
             if "failed" in message:
                 raise InputError(*message["failed"])
-            if "entry" in message:
-                seen.add(message["entry"]["key"])
-                yield message["entry"]
-            seen.update(message.get("seen", ()))
-            expected = message.get("units", expected)
-    if expected != len(seen):
-        raise IncompleteError(f"{expected} units were listed and {len(seen)} came back; run the same command again")
+            yield message
 
 
-def _pipeline(job: Job, plan: Plan, target: int) -> ray.data.Dataset:
+def _pipeline(job: Job, rows: Callable[[], Iterator[pa.Table]], actor: type["Labeller"]) -> ray.data.Dataset:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Ray's deprecations of its own settings, read while they are copied
         with DataContext.current(_quiet_context()):
-            units = ray.data.read_datasource(
-                Listing(lambda: _listing(job.source, plan, target)), num_cpus=LISTING_CPUS, override_num_blocks=1
-            )
+            units = ray.data.read_datasource(Listing(rows), num_cpus=LISTING_CPUS, override_num_blocks=1)
             answers: ray.data.Dataset = units.map_batches(
-                Labeller,
+                actor,
                 fn_constructor_args=(job,),
                 batch_size=1,
                 batch_format="pyarrow",
@@ -159,18 +198,19 @@ def _listing(source: Source, plan: Plan, target: int) -> Iterator[pa.Table]:
         for unit, to_do in plan.match(source.units(target)):
             units += 1
             if to_do:
-                yield _row(unit=unit.to_bytes())
+                yield row(unit=unit.to_bytes())
                 continue
             held.append(unit.key)
             if len(held) == SEEN_AT_ONCE:
-                yield _row(message=json.dumps({"seen": held}))
+                yield row(message=json.dumps({"seen": held}))
                 held = []
-        yield _row(message=json.dumps({"seen": held, "units": units}))
+        yield row(message=json.dumps({"seen": held, "units": units}))
     except InputError as error:
-        yield _row(message=_failed(error))
+        yield row(message=_failed(error))
 
 
-def _row(unit: bytes = b"", message: str = "") -> pa.Table:
+def row(unit: bytes = b"", message: str = "") -> pa.Table:
+    """A unit for an actor, or a message for the driver."""
     return pa.table({"unit": pa.array([unit], pa.binary()), "message": pa.array([message], pa.string())})
 
 
@@ -182,7 +222,7 @@ class Labeller:
     """An actor: a loaded model that labels one unit a call; two calls at a time where it fetches ahead."""
 
     def __init__(self, job: Job) -> None:
-        self._job = job
+        self.job = job
         self._worker: Worker | None = None
         self._loading = threading.Lock()
 
@@ -196,13 +236,22 @@ class Labeller:
         try:
             with self._loading:
                 if self._worker is None:
-                    self._worker = _worker(self._job)
-            return json.dumps({"entry": self._worker.label(Unit.from_bytes(unit), self._job.retry_errors)})
+                    self._worker = self.load()
+            return json.dumps(self.told(self._worker, Unit.from_bytes(unit)))
         except InputError as error:  # for the driver, who says it in one line
             return _failed(error)
 
+    def load(self) -> Worker:
+        """What labels in this actor."""
+        return worker_of(self.job)
 
-def _worker(job: Job) -> Worker:
+    def told(self, worker: Worker, unit: Unit) -> dict[str, Any]:
+        """Label the unit; gives the message for the driver."""
+        return {"entry": worker.label(unit, self.job.retry_errors)}
+
+
+def worker_of(job: Job, write: Callable[[str, bytes], None] = write_bytes) -> Worker:
+    """Load the model; ``write`` publishes."""
     # Here alone, so that the process that lists, which loads this module too, does without what a model takes.
     from fer_scale.bundle import Bundle
     from fer_scale.predictor import Predictor
@@ -218,4 +267,4 @@ def _worker(job: Job) -> Worker:
         limit_requests(job.requests_per_second / job.workers)
     reader = Reader(job.source.image_column, job.source.id_column)
     batch = 1024 if job.gpu else 128
-    return Worker(predictor, job.out, reader, batch=batch, threads=job.threads, acceptance=job.acceptance)
+    return Worker(predictor, job.out, reader, batch=batch, threads=job.threads, acceptance=job.acceptance, write=write)

@@ -172,6 +172,35 @@ def test_killed_and_run_again_it_is_as_if_unbroken(session: None, bundle: Path, 
     assert rows(broken) == rows(tmp_path / "unbroken")
 
 
+def test_a_dry_run_quotes_the_run_that_follows_and_writes_nothing(
+    session: None, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, out = faces(tmp_path / "faces", 700), tmp_path / "out"
+    (root / "bad.png").write_bytes(b"x")
+    with pytest.raises(InputError, match="with --dry-run"):
+        label(bundle, root, out, price_per_hour=2.0)
+    told = label(bundle, root, out, dry_run=True, price_per_hour=2.0)
+    assert not out.exists()
+    assert (told["images"], told["to_label"], told["sampled"], told["requests"]) == (701, 701, 701, 0)
+    assert told["errors"] == 1
+    assert told["price"] == pytest.approx(2 * told["seconds"] / 3600, abs=2e-4)
+    assert "701 were, and nothing was written" in " ".join(capsys.readouterr().err.split())
+    found = label(bundle, root, out)
+    assert 0.4 < told["seconds"] / found["seconds"] < 2.5, "twofold for machines that do something else as well"
+    size = sum(path.stat().st_size for kind in ("labels", "errors", "ledger/units") for path in (out / kind).iterdir())
+    assert told["output_mib"] == pytest.approx(size / 2**20, rel=0.3, abs=0.1)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    (root / "new.png").write_bytes(noise(5000))
+    grown = label(bundle, root, out, dry_run=True)
+    assert grown["images"] == 702
+    assert 0 < grown["to_label"] < 702, "of the unit that changed alone"
+    with pytest.raises(InputError, match="include"):
+        label(bundle, root, out, dry_run=True, include="*.png")
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    (root / "new.png").unlink()
+    assert label(bundle, root, out, dry_run=True)["to_label"] == 0
+
+
 def calibration() -> pd.DataFrame:
     """Answers on val and calib that are right from a confidence of 0.3 on, and wrong below."""
     rng = np.random.default_rng(0)

@@ -1,0 +1,159 @@
+"""One call of ``fer-scale label`` at work on an output: what is left to do, labelled, entered, summed up."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from itertools import chain
+from typing import Any, Literal
+
+from fer_scale import storage
+from fer_scale.cluster import TOLERANCE, Cluster, connected
+from fer_scale.console import Meter, progress, say
+from fer_scale.labelling import ledger, results
+from fer_scale.labelling.lease import Lease
+from fer_scale.labelling.ledger import COMMIT_SECONDS, Ledger, Plan
+from fer_scale.labelling.sources import Source
+from fer_scale.labelling.units import Unit
+from fer_scale.predictor import EngineName
+from fer_scale.verbs.label_stream import ACTOR_CPUS, LISTING_CPUS, Job, Wish, stream
+
+
+def engine_of(cluster: Cluster, engine: EngineName) -> Literal["onnx", "torch"]:
+    """``auto`` is torch where the cluster has a GPU."""
+    if engine != "auto":
+        return engine
+    return "torch" if cluster.gpus >= 1 else "onnx"
+
+
+def crew(cluster: Cluster, engine: str, workers: int | None = None) -> tuple[int, bool]:
+    """How many actors there will be, as many as fit where `workers` is not given, and whether each has a GPU.
+
+    Raises:
+        InputError: the cluster has too few CPUs or GPUs.
+    """
+    if engine == "torch" and cluster.gpus >= 1:
+        # An actor with a GPU takes its share of a CPU as well, and the listing has to find room beside them.
+        room = (cluster.cpus - LISTING_CPUS + TOLERANCE) / ACTOR_CPUS
+        workers = workers or max(1, int(min(cluster.gpus, room)))
+        cluster.require(cpus=workers * ACTOR_CPUS + LISTING_CPUS, gpus=workers)
+        return workers, True
+    workers = workers or max(1, int(cluster.cpus))
+    cluster.require(cpus=workers)
+    return workers, False
+
+
+class Session:
+    """One call at work on an output whose lease it holds."""
+
+    def __init__(self, out: str, source: Source, run: dict[str, Any], lease: Lease, wish: Wish) -> None:
+        self._out = out
+        self._source = source
+        self._manifest = run
+        self._lease = lease
+        self._wish = wish
+        self._target = int(run["settings"]["unit_images"])
+        self._ledger = Ledger(out)
+        self._new = 0
+
+    def run(self, bundle: str, cluster: Cluster | None) -> dict[str, Any]:
+        """Label what is left to do, on `cluster` or, where there is none yet, on one for as long as that takes."""
+        plan = Plan(self._ledger.entries, results.parts(self._out, "labels"), self._wish.retry_errors)
+        seen: set[str] = set()
+        matched = plan.match(self._source.units(self._target))
+        first = next(((unit, to_do) for unit, to_do in _noting(matched, seen) if to_do), None)
+        if first is not None:
+            seen = set()
+            with nullcontext(cluster) if cluster else connected() as cluster:
+                self._label(bundle, cluster, plan, chain([first], matched), seen)
+        else:
+            say("nothing left to label")
+        self._lease.check()
+        results.settle(self._out, self._ledger, seen)
+        summary = results.publish(self._out, self._ledger, self._manifest, self._new)
+        say(
+            f"{summary['inputs']:,} images: {summary['labelled']:,} labelled, "
+            f"{summary['no_face']:,} without a face, {summary['errors']:,} errors, "
+            f"{summary['duplicates']:,} duplicates; {self._new:,} of them now"
+        )
+        if "accepted" in summary:
+            say(f"{summary['accepted']:,} accepted, {summary['review']:,} for review")
+        if summary["certificate"] is None:
+            say(f"how many of them are wrong was not measured: fer-scale certify {self._out}")
+        say(f"report: {storage.join(self._out, 'report.html')}")
+        return summary
+
+    def _label(
+        self,
+        bundle: str,
+        cluster: Cluster,
+        plan: Plan,
+        listing: Iterator[tuple[Unit, bool]],
+        seen: set[str],
+    ) -> None:
+        settings = self._manifest["settings"]
+        workers, gpu = crew(cluster, settings["engine"], self._wish.workers)
+        storage.delete(storage.join(self._out, "summary.json"))  # until all is complete again
+        begun = []
+        for unit, to_do in listing:
+            if to_do:
+                begun.append(unit)
+            if len(begun) == workers:
+                break
+        job = Job.of(settings, bundle, self._source, self._out, self._wish, len(begun), gpu)
+        entries = stream(job, plan, self._target, seen)
+        with progress("labelling") as meter, _Counting(meter, begun, listing):
+            self._take(entries, meter)
+
+    def _take(self, entries: Iterator[ledger.Entry], meter: Meter) -> None:
+        """Enter what is published in the ledger, and show it."""
+        held: list[ledger.Entry] = []
+        errors, since = 0, time.monotonic()
+        try:
+            for entry in entries:
+                held.append(entry)
+                errors += entry["errors"]
+                self._new += entry["inputs"] - entry["carried"]
+                meter.advance(entry["inputs"], note=f"{errors:,} errors")
+                if time.monotonic() - since >= COMMIT_SECONDS:
+                    self._commit(held, time.monotonic() - since)
+                    held, since = [], time.monotonic()
+        finally:
+            self._commit(held, time.monotonic() - since)
+
+    def _commit(self, entries: list[ledger.Entry], seconds: float) -> None:
+        if entries:
+            self._lease.check()
+            self._ledger.commit(entries, seconds)
+
+
+def _noting(matched: Iterator[tuple[Unit, bool]], seen: set[str]) -> Iterator[tuple[Unit, bool]]:
+    for unit, to_do in matched:
+        seen.add(unit.key)
+        yield unit, to_do
+
+
+class _Counting:
+    """Counts in a thread how many images there are to do, for the bar: listing and labelling do not wait for it."""
+
+    def __init__(self, meter: Meter, begun: list[Unit], listing: Iterator[tuple[Unit, bool]]) -> None:
+        self._meter = meter
+        self._begun = begun
+        self._listing = listing
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._count, name="counting", daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _count(self) -> None:
+        total = sum(unit.size for unit in self._begun)
+        for unit, to_do in self._listing:
+            if self._stop.is_set():
+                return
+            total += unit.size if to_do else 0
+        self._meter.expect(total)
