@@ -40,19 +40,20 @@ def manifest(out: str) -> dict[str, Any] | None:
     return found
 
 
-def fix(out: str, settings: dict[str, Any], run_id: str) -> dict[str, Any]:
+def fix(out: str, settings: dict[str, Any], run_id: str, calib: dict[str, Any] | None = None) -> dict[str, Any]:
     """Write the manifest of a new run, or compare with that of the run which is there.
 
     Args:
         settings: what decides the answers; a resume must have the same.
         run_id: of a new run.
+        calib: what the network answered on calib (`learning.drift`), kept for a new run.
 
     Raises:
         InputError: the run in ``out`` has another model, preprocessing or setting; both are named.
     """
     found = manifest(out)
     if found is None:
-        found = {"version": MANIFEST_VERSION, "run_id": run_id, "settings": settings}
+        found = {"version": MANIFEST_VERSION, "run_id": run_id, "settings": settings, "calib": calib}
         storage.write_bytes(storage.join(out, "run.json"), json.dumps(found, indent=2).encode())
         return found
     compare(out, found, settings)

@@ -6,13 +6,15 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from typing import Any
 
 from fer_scale import figures, report, storage
 from fer_scale.errors import FerScaleError
 from fer_scale.labelling.ledger import Entry, Ledger
 from fer_scale.labelling.parts import ERRORS_SCHEMA, notes_path, parquet
-from fer_scale.labelling.worker import BINS
+from fer_scale.learning import drift
+from fer_scale.learning.drift import BINS, Answered
 
 COUNTS = ("inputs", "labelled", "no_face", "errors", "faces", "duplicates")
 CERTIFICATE = "certificate.json"
@@ -95,8 +97,21 @@ def summarise(ledger: Ledger, run: dict[str, Any], new: int, certificate: dict[s
         "run_id": run["run_id"],
         "labels": dict(_added(entries, "shares")),
         "reasons": dict(_added(entries, "reasons")),
+        "drift": _drift(entries, run),
         "certificate": certificate,
     }
+
+
+def _drift(entries: list[Entry], run: dict[str, Any]) -> dict[str, Any] | None:
+    """How far the answers are from those on calib; None where the bundle did not tell, or there are none."""
+    if not run.get("calib"):
+        return None
+    found = drift.compare(Answered(_histogram(entries), dict(_added(entries, "shares"))), Answered(**run["calib"]))
+    return {**asdict(found), "remark": found.remark if found.found else ""} if found else None
+
+
+def _histogram(entries: list[Entry]) -> list[int]:
+    return [sum(column) for column in zip(*(entry["histogram"] for entry in entries), strict=True)] or [0] * BINS
 
 
 def _added(entries: list[Entry], name: str) -> Counter[str]:
@@ -116,26 +131,33 @@ def publish(out: str, ledger: Ledger, run: dict[str, Any], new: int) -> dict[str
 
 def _report(out: str, ledger: Ledger, run: dict[str, Any], summary: dict[str, Any]) -> str:
     entries = list(ledger.entries.values())
-    histogram = [sum(column) for column in zip(*(entry["histogram"] for entry in entries), strict=True)] or [0] * BINS
-    classes = run["settings"]["classes"]
+    classes, calib = run["settings"]["classes"], run.get("calib") or {"histogram": [], "labels": {}}
     return report.render(
         "label.html.j2",
         title="Labels",
         summary=summary,
         settings=run["settings"],
         promised=run["settings"].get("acceptance"),
-        classes=[(name, summary["labels"].get(name, 0)) for name in classes],
+        classes=[(name, summary["labels"].get(name, 0), calib["labels"].get(name, 0)) for name in classes],
+        calib_rows=sum(calib["labels"].values()),
+        large=(drift.LARGE_KS, drift.LARGE_PSI),
         reasons=sorted(summary["reasons"].items(), key=lambda item: (-item[1], item[0])),
-        confidence=_confidence(histogram),
+        confidence=_confidence(_histogram(entries), calib["histogram"]),
         **_examples(out, entries),
     )
 
 
-def _confidence(histogram: list[int]) -> Any:
+def _confidence(histogram: list[int], calib: list[int]) -> Any:
+    """The run's confidences, and calib's as a line that is scaled to as many rows."""
     with figures.plot("Confidence of all labels", "confidence", "images", (5.0, 2.8)) as drawing:
         axes = drawing.axes
         edges = [at / BINS for at in range(BINS)]
         axes.bar(edges, histogram, width=0.92 / BINS, align="edge", color=figures.colour(0), alpha=0.8)
+        if any(calib):
+            scale = sum(histogram) / sum(calib)
+            line = [scale * count for count in calib]
+            axes.stairs(line, [*edges, 1.0], color=figures.INK, linewidth=1.1, label="calib, scaled")
+            axes.legend(loc="upper left")
         axes.set_xlim(0, 1)
         axes.grid(visible=False, axis="x")
         axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")

@@ -31,10 +31,9 @@ from fer_scale.labelling.parts import (
 )
 from fer_scale.labelling.reading import Payload, Reader
 from fer_scale.labelling.units import Unit
+from fer_scale.learning import drift
 from fer_scale.learning.acceptance import Acceptance
 
-BINS = 20
-"""Of the confidence histogram, from 0 to 1."""
 EXAMPLES = 2
 """The surest and the least sure images that a unit keeps for the report."""
 
@@ -252,7 +251,7 @@ class Worker:
             "accepted": pc.sum(rows["accepted"]).as_py() or 0 if self._acceptance else 0,
             "shares": dict(Counter(rows["label"].to_pylist())),
             "reasons": dict(Counter(reason for _, reason, _ in tally.errors)),
-            "histogram": np.histogram(confidence, BINS, (0.0, 1.0))[0].tolist(),
+            "histogram": drift.bins(confidence),
             "seconds": round(seconds, 4),
             "inferring": round(tally.inferring, 4),
         }

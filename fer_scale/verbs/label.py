@@ -16,6 +16,7 @@ from fer_scale.labelling import ledger
 from fer_scale.labelling.lease import Lease
 from fer_scale.labelling.sources import Source
 from fer_scale.learning.acceptance import promise
+from fer_scale.learning.drift import on_calib
 from fer_scale.predictor import EngineName
 from fer_scale.verbs.label_quote import quote
 from fer_scale.verbs.label_session import Session, crew, engine_of
@@ -116,7 +117,7 @@ def label(
             if overwrite:
                 for name in OURS:
                     storage.delete(storage.join(out, name))
-            begun = ledger.fix(out, settings, run_id)
+            begun = ledger.fix(out, settings, run_id, on_calib(model))
             session = Session(out, found, begun, lease, wish)
             return session.run(bundle, cluster)
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from fer_scale import storage
 from fer_scale.cluster import TOLERANCE, Cluster, connected
-from fer_scale.console import Meter, progress, say
+from fer_scale.console import Meter, progress, say, warn
 from fer_scale.labelling import ledger, results
 from fer_scale.labelling.lease import Lease
 from fer_scale.labelling.ledger import COMMIT_SECONDS, Ledger, Plan
@@ -78,6 +78,8 @@ class Session:
         )
         if "accepted" in summary:
             say(f"{summary['accepted']:,} accepted, {summary['review']:,} for review")
+        if summary["drift"] and summary["drift"]["found"]:
+            warn(summary["drift"]["remark"])
         if summary["certificate"] is None:
             say(f"how many of them are wrong was not measured: fer-scale certify {self._out}")
         say(f"report: {storage.join(self._out, 'report.html')}")

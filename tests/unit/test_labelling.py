@@ -11,6 +11,7 @@ import time
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -34,6 +35,7 @@ from fer_scale.labelling.reading import Payload, Reader
 from fer_scale.labelling.sources import Source
 from fer_scale.labelling.units import Item, Unit, ranges, stretches
 from fer_scale.labelling.worker import Worker
+from fer_scale.learning.drift import answered
 
 
 class Brightness:
@@ -537,3 +539,17 @@ def test_a_fast_engine_does_not_wait_for_slow_gets(tmp_path: Path) -> None:
     busy = sum(end - began for began, end in model.spans)
     assert busy / (model.spans[-1][1] - model.spans[0][0]) > 0.9
     assert all(end <= began for (_, end), (began, _) in pairwise(model.spans)), "one at a time has the engine"
+
+
+def test_drift_is_told_in_summary_and_report(tmp_path: Path) -> None:
+    confidences = np.array([max(n, 255 - n) / 255 for n in range(60)], np.float32)
+    calib = asdict(answered(np.tile(confidences, 10), np.array(["sad"] * 600, object)))
+    like, brighter = tmp_path / "like", {name: png(150 + n) for n, name in enumerate(PICTURES)}
+    for out, pictures, drifted in ((like, PICTURES, False), (tmp_path / "shifted", brighter, True)):
+        label_all(Source.open(str(folder_of(out / "faces", pictures))), out / "run")
+        settings = {"model_id": "m", "classes": Brightness.classes, "source": "", "engine": "onnx"}
+        settings |= {"preprocessing": {"size": 16, "channels": 1}, "preprocessing_version": 1}
+        manifest = fix(str(out / "run"), settings, "r", calib)
+        summary = results.publish(str(out / "run"), Ledger(str(out / "run")), manifest, 60)
+        assert summary["drift"]["found"] is drifted
+        assert ("are not drawn like" in (out / "run" / "report.html").read_text().replace("\n", " ")) is drifted
