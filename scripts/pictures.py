@@ -1,7 +1,8 @@
-"""Make the pictures of the documentation again, on drawn faces: ``python scripts/pictures.py``.
+"""Make every picture of the documentation again: ``python scripts/pictures.py``, about ten minutes on two cores.
 
-The commands run for real, and Chromium looks at the pages that they leave; a step whose output is in the work folder
-is not run again. A terminal is drawn from what its command said. Takes about twelve minutes on two cores.
+The commands run for real and Chromium looks at the pages that they leave; a terminal is drawn from what its command
+said. The faces are drawn ones: pictures of people are not ours to publish. What a step has left in the work folder is
+not made again; remove that folder to begin anew.
 """
 
 import argparse
@@ -18,51 +19,85 @@ from pathlib import Path
 
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
-from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
 from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "docs/images"
-CHROMIUM = shutil.which("chromium")
-INK, PAPER = (228, 230, 234), (20, 23, 28)
-THEME = TerminalTheme(
-    PAPER, INK, [PAPER, (240, 135, 124), (92, 201, 160), (232, 192, 106), (109, 184, 232)] + [INK] * 3
-)
-SVG = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.S)
-"""rich's terminal, but in a font of the reader's: its own would be fetched from another host."""
+MOST_BYTES = 200_000
+COLUMNS = 104
+"""Width of a terminal, letters."""
+HOME = "/home/you"
+"""What stands in a picture for the work folder, which is nobody's business."""
+RED, GREEN, YELLOW, BLUE = (240, 135, 124), (92, 201, 160), (232, 192, 106), (109, 184, 232)
+PAPER, INK = (20, 23, 28), (228, 230, 234)
+THEME = TerminalTheme(PAPER, INK, [PAPER, RED, GREEN, YELLOW, BLUE, INK, INK, INK])
+SHADES = {
+    r"^\$ .*": "bold blue",
+    r"^warning:.*": "yellow",
+    r"(?m)^\w[\w ]*? {2,}ok\b": "green",
+    r"(?m)^\w[\w ]*? {2,}problem\b": "red",
+}
+LINE = {  # name: command; in the order in which they run
+    "faces": "python -m fer_scale.faces.sample faces --count 2000",
+    "unlabelled": "python -m fer_scale.faces.sample unlabelled --count 400 --seed 1",
+    "ingest": "fer-scale ingest faces store",
+    "tune": "fer-scale tune store --out search --time-budget {search}",
+    "train": "fer-scale train store {fit} --out bundle",
+    "evaluate": "fer-scale evaluate bundle store --out report",
+    "label": "fer-scale label bundle unlabelled labels --include '*.png' --max-error 0.15",
+    "certify": "fer-scale certify labels --sample 40",
+    "doctor": "fer-scale doctor --storage . --cpus 64",
+}
+TERMINALS = ("ingest", "train", "doctor")
+PAGES = {  # name: page, width and height of what is shown of it
+    "tune": ("search/report.html", 1000, 980),
+    "evaluate": ("report/report.html", 1000, 1120),
+    "label": ("labels/report.html", 1000, 1000),
+    "certify": ("labels/certificate/sheet.html", 1000, 700),
+}
 
 
-def session(work: Path, *commands: str, keep: int = 60) -> str:
-    """Run commands of fer-scale in the work folder; what they said, the last lines of each."""
-    shown = []
-    for command in commands:
-        program = [sys.executable, "-m", "fer_scale", *shlex.split(command)[1:]]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+def said(work: Path, name: str, command: str) -> str:
+    """What a command of the line says; it runs in the work folder unless it has before."""
+    log = work / f"{name}.txt"
+    if not log.exists():
+        words = shlex.split(command)
+        program = ["-m", "fer_scale", *words[1:]] if words[0] == "fer-scale" else words[1:]
         done = subprocess.run(
-            program, cwd=work, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            [sys.executable, *program], cwd=work, env=environment(), text=True, capture_output=True, check=False
         )
-        if done.returncode not in (0, 2):
-            sys.exit(done.stdout)
-        shown += [f"$ {command}", *done.stdout.rstrip().splitlines()[-keep:], ""]
-    return "\n".join(shown[:-1])
+        if done.returncode != (2 if name == "doctor" else 0):  # 64 CPUs are not there: its picture is of that
+            sys.exit(f"{command}\n{done.stderr}")
+        log.write_text(f"{done.stderr}{done.stdout}".replace(str(work), HOME))
+    return f"$ {command}\n{log.read_text()}".rstrip()
 
 
-def terminal(name: str, text: str, title: str) -> None:
-    """Draw a terminal with this text as docs/images/NAME.svg."""
-    console = Console(record=True, width=100, file=io.StringIO())
-    for line in text.splitlines():
-        console.print(Text(line, style="bold" if line.startswith("$ ") else ""), soft_wrap=False)
-    (IMAGES / f"{name}.svg").write_text(console.export_svg(title=title, theme=THEME, code_format=SVG, unique_id=name))
+def environment() -> dict[str, str]:
+    """Of this checkout's fer_scale, on a cluster of its own."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": "local", "COLUMNS": str(COLUMNS)}
+
+
+def terminal(name: str, text: str) -> None:
+    """Draw a terminal with this text as docs/images/NAME.svg, in a font that the reader has."""
+    console = Console(record=True, width=COLUMNS, file=io.StringIO())
+    shown = Text(text)
+    for pattern, style in SHADES.items():
+        shown.highlight_regex(pattern if pattern.startswith("(?m)") else f"(?m){pattern}", style)
+    console.print(shown)
+    drawn = console.export_svg(title="fer-scale", theme=THEME, unique_id=name)
+    drawn = re.sub(r"@font-face \{.*?\}\s*", "", drawn, flags=re.S)  # rich's would be fetched from another host
+    drawn = re.sub(r"font-family: (?:Fira Code|arial)[^;]*;", "font-family: ui-monospace, Menlo, monospace;", drawn)
+    (IMAGES / f"{name}.svg").write_text(re.sub(r"[ \t]+$", "", drawn, flags=re.M))
 
 
 @contextmanager
-def page(browser: Browser, width: int = 900, height: int = 760) -> Iterator[Page]:
-    """A page in light colours, twice as fine as a screen's."""
+def opened(browser: Browser, width: int, height: int) -> Iterator[Page]:
+    """A page in light colours, as fine as on a good screen."""
     context = browser.new_context(
         viewport={"width": width, "height": height},
-        device_scale_factor=1.5,
+        device_scale_factor=2,
         color_scheme="light",
         reduced_motion="reduce",
     )
@@ -70,66 +105,62 @@ def page(browser: Browser, width: int = 900, height: int = 760) -> Iterator[Page
     context.close()
 
 
-def store(name: str, opened: Page, whole: bool = False) -> None:
-    """Save what a page shows as docs/images/NAME.png, in 128 colours: a fifth of the size."""
-    shot = Image.open(io.BytesIO(opened.screenshot(full_page=whole))).convert("RGB")
-    shot.quantize(128, dither=Image.Dither.NONE).save(IMAGES / f"{name}.png", optimize=True)
+def keep(name: str, page: Page) -> None:
+    """Save what a page shows as docs/images/NAME.webp."""
+    path = IMAGES / f"{name}.webp"
+    Image.open(io.BytesIO(page.screenshot())).convert("RGB").save(path, quality=84, method=6)
+    if path.stat().st_size > MOST_BYTES:
+        sys.exit(f"{path} has {path.stat().st_size:,} bytes, more than {MOST_BYTES:,}")
 
 
-def report(browser: Browser, name: str, path: Path, height: int) -> None:
-    """The top of a report."""
-    with page(browser, height=height) as opened:
-        opened.goto(path.as_uri())
-        store(name, opened)
+def report(browser: Browser, work: Path, name: str) -> None:
+    """The top of a page that a verb left."""
+    path, width, height = PAGES[name]
+    with opened(browser, width, height) as page:
+        page.set_content((work / path).read_text().replace(str(work), HOME))
+        keep(name, page)
 
 
 def endpoint(browser: Browser, work: Path) -> None:
-    """The endpoint's page, with its answer for one drawn face."""
-    face = sorted((work / "unlabelled/happy").glob("*.png"))[1]
+    """The endpoint's page, with its answer for a drawn face."""
+    face = sorted((work / "unlabelled/surprised").glob("*.png"))[3]
     command = [sys.executable, "-m", "fer_scale", "serve", "bundle", "--port", "0"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, cwd=work, env=environment, stderr=subprocess.PIPE, text=True) as serving:
-        assert serving.stderr
-        address = next(found[0] for line in serving.stderr if (found := re.search(r"http://[\d.:]+", line)))
-        with page(browser, width=1040, height=640) as opened:
-            opened.goto(address)
-            opened.set_input_files("#file", face)
-            opened.locator("#bars li.top").wait_for()
-            opened.wait_for_timeout(1500)
-            store("serve", opened)
-        serving.terminate()
-        serving.stderr.read()
-
-
-def run_once(work: Path, out: str, *command: str) -> None:
-    """Run a step of the line, unless it was run before."""
-    if not (work / out).exists():
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        subprocess.run([sys.executable, "-m", *command], cwd=work, env=environment, check=True)
+    with subprocess.Popen(command, cwd=work, env=environment(), stderr=subprocess.PIPE, text=True) as serving:
+        try:
+            address = next(found[0] for line in serving.stderr or () if (found := re.search(r"http://[\d.:]+", line)))
+            with opened(browser, 1040, 660) as page:
+                page.goto(address)
+                page.set_input_files("#file", face)
+                page.locator("#bars li.top").wait_for()
+                page.wait_for_timeout(1500)  # until the bars stand still
+                keep("serve", page)
+        finally:
+            serving.terminate()
 
 
 def main() -> None:
-    """Make every picture."""
+    """Make every picture, or those that are named."""
     parser = argparse.ArgumentParser(description=__doc__)
+    every = sorted({*TERMINALS, *PAGES, "serve"})
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"only these of {', '.join(every)}")
     parser.add_argument("--work", type=Path, default=ROOT / "build/pictures", help="folder for what the commands make")
-    parser.add_argument("--search", default="5m", help="time budget of the search")
+    parser.add_argument("--search", default="6m", help="time budget of the search")
+    parser.add_argument("--fit", default="--from search --epochs 8", help="what is fitted, and for how long")
     given = parser.parse_args()
-    work: Path = given.work.resolve()
+    if unknown := set(given.names) - set(every):
+        parser.error(f"{', '.join(unknown)}: choose from {', '.join(every)}")
+    names, work = given.names or every, given.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
-    run_once(work, "faces", "fer_scale.faces.sample", "faces", "--count", "2000")
-    run_once(work, "unlabelled", "fer_scale.faces.sample", "unlabelled", "--count", "400", "--seed", "1")
-    terminal("ingest", session(work, "fer-scale ingest faces store --overwrite"), "ingest")
-    run_once(work, "search", "fer_scale", "tune", "store", "--out", "search", "--time-budget", given.search)
-    fit = "fer-scale train store --from search --out bundle --epochs 6 --overwrite"
-    terminal("train", session(work, fit), "train")
-    run_once(work, "report", "fer_scale", "evaluate", "bundle", "store", "--out", "report")
-    run_once(work, "labels", "fer_scale", "label", "bundle", "unlabelled", "labels", "--include", "*.png")
+    line = {name: command.format(search=given.search, fit=given.fit) for name, command in LINE.items()}
+    texts = {name: said(work, name, command) for name, command in line.items()}
+    for name in (name for name in TERMINALS if name in names):
+        terminal(name, texts[name])
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        report(browser, "tune", work / "search/report.html", 900)
-        report(browser, "report", work / "report/report.html", 900)
-        report(browser, "label", work / "labels/report.html", 900)
-        endpoint(browser, work)
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        for name in (name for name in PAGES if name in names):
+            report(browser, work, name)
+        if "serve" in names:
+            endpoint(browser, work)
         browser.close()
 
 
