@@ -3,13 +3,10 @@
 Neither torch nor Ray is imported before a verb runs, so that `fer-scale --help` answers at once.
 """
 
-import json
-import math
 import os
 import signal
 import sys
-import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -17,7 +14,8 @@ import typer
 
 import fer_scale
 from fer_scale.arguments import pairs, settings, words
-from fer_scale.errors import FerScaleError, InputError
+from fer_scale.errors import InputError
+from fer_scale.outcome import explain, fail, show
 
 HOW_TO_GO_ON = {
     "ingest": "stopped; nothing was written, so the same command starts again",
@@ -31,7 +29,6 @@ HOW_TO_GO_ON = {
 }
 UNHEALTHY = 2
 """What `doctor` leaves with when it found a problem: as for any other wrong input, the user can mend it."""
-DEBUG_HINT = "run again with --debug for the traceback"
 
 app = typer.Typer(
     name="fer-scale",
@@ -296,72 +293,18 @@ def run(arguments: list[str]) -> int:
         if not isinstance(call, Call):
             return call or 0  # the help or the version
         result: Mapping[str, Any] = getattr(fer_scale, call.verb)(**call.arguments)
-        _show(result, call.json)
+        show(result, call.json)
         return 0 if result.get("healthy", True) else UNHEALTHY
     except KeyboardInterrupt:
-        return _fail(HOW_TO_GO_ON[call.verb] if call else "stopped", 130)
+        return fail(HOW_TO_GO_ON[call.verb] if call else "stopped", 130)
     except typer.TyperException as error:
-        return _fail(f"{error.format_message()} See fer-scale --help.", 2)
+        return fail(f"{error.format_message()} See fer-scale --help.", 2)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read us has gone
         return 1
     except Exception as error:
-        return _explain(error, "--debug" in arguments)
+        return explain(error, "--debug" in arguments)
 
 
 def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt
-
-
-def _explain(error: Exception, debug: bool) -> int:
-    ours = own_error(error)
-    if debug:
-        traceback.print_exception(error)
-    if isinstance(ours, InputError):
-        return _fail(str(ours), 2)
-    said = f"{type(error).__name__}: {error}" if ours is None else str(ours)
-    return _fail(said + ("" if debug else f" ({DEBUG_HINT})"), 1)
-
-
-def _fail(message: str, code: int) -> int:
-    line = " ".join(message.split())
-    print(f"fer-scale: {line}", file=sys.stderr, flush=True)
-    return code
-
-
-def own_error(error: BaseException | None) -> FerScaleError | None:
-    """The error of ours within those that Ray wraps around what was raised on another process."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        cause = getattr(error, "cause", None)
-        if isinstance(error, FerScaleError) and not isinstance(cause, FerScaleError):
-            return error
-        error = cause if isinstance(cause, BaseException) else error.__cause__
-    return None
-
-
-def _show(result: Mapping[str, Any], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(_plain(result)), flush=True)
-        return
-    facts = {key: value for key, value in result.items() if isinstance(value, str | int | float)}
-    width = max(map(len, facts), default=0)
-    for key, value in facts.items():
-        text = f"{value:,.4g}" if isinstance(value, float) else str(value)
-        print(f"{key.replace('_', ' '):<{width}}  {text}")
-    sys.stdout.flush()
-
-
-def _plain(value: Any) -> Any:
-    """The value in what JSON has: no NaN, keys as text, numpy's numbers as Python's, paths as text."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(item) for item in value]
-    if value is None or isinstance(value, str | bool | int):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    convert: Callable[[], Any] | None = getattr(value, "tolist", None)
-    return _plain(convert()) if convert is not None else str(value)
