@@ -185,6 +185,7 @@ def label(
     id_column: Annotated[str | None, typer.Option(help="Column with a unique name.")] = None,
     uri_column: Annotated[str | None, typer.Option(help="Column of a manifest with paths or s3:// of images.")] = None,
     include: Annotated[str | None, typer.Option(help="Only files like this, as '*.jpg'.")] = None,
+    faces: Annotated[str, typer.Option(help="crop takes an image as it is; detect labels every face in it.")] = "crop",
     workers: Annotated[int | None, typer.Option(min=1, help="Workers.", show_default="one a CPU")] = None,
     engine: Annotated[str, typer.Option(help="What infers: auto, onnx or torch.")] = "auto",
     requests_per_second: Annotated[

@@ -2,16 +2,18 @@
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
+from PIL import Image
 
 from fer_scale import storage
 from fer_scale.errors import InputError
+from fer_scale.faces.detection import Face, square
 from fer_scale.faces.images import ImageError, decode
 from fer_scale.labelling.ledger import Ledger
 from fer_scale.labelling.reading import Reader
@@ -23,6 +25,8 @@ from fer_scale.report import picture
 FOLDER = "certificate"
 """Within a run: what `draw` found and what a person is given."""
 ROWS = 65536
+MARGIN = 0.25
+"""Around a detected face on the sheet, as a share of its size."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Sample:
     """Labels drawn at random, and what is known of all those that they were drawn from."""
 
     rows: pd.DataFrame
-    """``id``, ``face``, ``label``, ``confidence``, in random order."""
+    """``id``, ``face``, ``label``, ``confidence``, and ``box`` where faces were detected, in random order."""
     population: int
     """Labels that they were drawn from."""
     mean_doubt: float
@@ -61,12 +65,12 @@ def draw(out: str, ledger: Ledger, size: int, seed: int) -> Sample:
         kept = pd.concat([kept, batch]).nsmallest(size, "key") if len(kept) else batch.nsmallest(size, "key")
     if not population:
         raise InputError(f"{out}, in which no label is accepted", "labels to draw from", "allow a larger --max-error")
-    rows = kept[["id", "face", "label", "confidence"]].reset_index(drop=True)
+    rows = kept.drop(columns=["key", "accepted"], errors="ignore").reset_index(drop=True)
     return Sample(rows, population, doubt / population, labels_version(ledger))
 
 
 def _batches(folder: str) -> Iterator[pd.DataFrame]:
-    wanted = ("id", "face", "label", "confidence", "accepted")
+    wanted = ("id", "face", "label", "confidence", "accepted", "box")
     for file in storage.list_files(folder):
         with pq.ParquetFile(storage.open_input(file.path)) as table:
             columns = [name for name in table.schema_arrow.names if name in wanted]
@@ -74,19 +78,29 @@ def _batches(folder: str) -> Iterator[pd.DataFrame]:
                 yield batch.to_pandas()
 
 
-def pictures(source: Source, unit_images: int, ids: set[str]) -> dict[str, str]:
-    """The pictures of these ids, read again from the source, as data URIs; one that is gone is left out."""
+def pictures(source: Source, unit_images: int, rows: pd.DataFrame) -> dict[tuple[str, int], str]:
+    """What each row is about, read again from the source, as data URIs by id and face; what is gone is left out."""
     reader, found = Reader(source.image_column, source.id_column), {}
+    wanted: dict[str, list[dict[Hashable, Any]]] = {}
+    for row in rows.to_dict("records"):
+        wanted.setdefault(row["id"], []).append(row)
     for unit in source.units(unit_images):
-        for ident, payload in reader.read(_only(unit, ids)):
-            if ident in ids:
+        for ident, payload in reader.read(_only(unit, set(wanted))):
+            if ident in wanted:
                 try:
-                    found[ident] = picture(decode(payload()))
+                    image = decode(payload())
                 except ImageError:
                     continue
-        if len(found) == len(ids):
+                for row in wanted[ident]:
+                    found[ident, row["face"]] = picture(_face(image, row["box"]) if "box" in row else image)
+        if len(found) == len(rows):
             break
     return found
+
+
+def _face(image: Image.Image, box: dict[str, int]) -> Image.Image:
+    """A detected face with some of what is around it, which a person needs to judge it."""
+    return square(image, Face(**box, score=1.0), MARGIN)
 
 
 def _only(unit: Unit, ids: set[str]) -> Unit:

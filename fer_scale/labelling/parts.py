@@ -12,10 +12,14 @@ from PIL import Image
 from fer_scale import storage
 
 ERRORS_SCHEMA = pa.schema([("id", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
+"""Of ``errors``, and of ``no_face``."""
+BOX = pa.struct([("x", pa.int32()), ("y", pa.int32()), ("width", pa.int32()), ("height", pa.int32())])
+"""Left and upper edge, width and height, in pixels of the upright picture."""
 
 
-def labels_schema(classes: list[str], accepting: bool = False) -> pa.Schema:
-    """The columns of ``labels``: one row a face; ``accepted`` where an error was promised."""
+def labels_schema(classes: list[str], accepting: bool = False, detecting: bool = False) -> pa.Schema:
+    """The columns of ``labels``: one row a face; ``accepted`` where an error was promised, ``box`` and ``score`` where
+    faces are detected."""
     return pa.schema(
         [
             ("id", pa.string()),
@@ -25,6 +29,7 @@ def labels_schema(classes: list[str], accepting: bool = False) -> pa.Schema:
             *((f"prob_{name}", pa.float32()) for name in classes),
             ("model_id", pa.string()),
             *([("accepted", pa.bool_())] if accepting else []),
+            *([("box", BOX), ("score", pa.float32())] if detecting else []),
         ]
     )
 
@@ -37,6 +42,11 @@ def labels_path(out: str, part: str) -> str:
 def errors_path(out: str, part: str) -> str:
     """Where a unit's errors are, if it has any."""
     return storage.join(out, "errors", f"{part}.parquet")
+
+
+def no_face_path(out: str, part: str) -> str:
+    """Where a unit's images without a face are, if it has any."""
+    return storage.join(out, "no_face", f"{part}.parquet")
 
 
 def notes_path(out: str, part: str) -> str:

@@ -19,10 +19,12 @@ from fer_scale.learning.drift import BINS, Answered
 COUNTS = ("inputs", "labelled", "no_face", "errors", "faces", "duplicates")
 CERTIFICATE = "certificate.json"
 """What `certify` found of the run, in its folder."""
-NO_ERRORS = "none"
-"""Name of the empty part that stands in ``errors`` where there are none, so that the folder can be read."""
+NONE = "none"
+"""Name of the empty part that stands in ``errors`` or ``no_face`` where there are none, so that it can be read."""
 SHOWN = 12
 """Pictures a report shows of the surest and of the least sure."""
+PHOTOGRAPHS = 6
+"""That it shows with boxes around their faces."""
 SAMPLED = 128
 """Units whose examples are looked through for them, evenly spread."""
 
@@ -36,20 +38,24 @@ def _paths(folder: str) -> list[str]:
     return [file.path for file in storage.list_files(folder)] if storage.exists(folder) else []
 
 
-def settle(out: str, ledger: Ledger, current: Iterable[str]) -> None:
+def settle(out: str, ledger: Ledger, current: Iterable[str], detecting: bool = False) -> None:
     """Leave exactly the parts of the current listing: the ledger first, then the files that it does not name.
 
     Args:
         current: keys of all units of the source as it was listed now.
+        detecting: whether faces are detected, so that there may be images without one.
     """
     ledger.keep(current)
     entries = ledger.entries.values()
     named = {entry["part"] for entry in entries}
-    failed = {entry["part"] for entry in entries if entry["errors"]}
-    if not failed:
-        empty = parquet(ERRORS_SCHEMA.empty_table())
-        storage.write_bytes(storage.join(out, "errors", f"{NO_ERRORS}.parquet"), empty)
-    for kind, keep in (("labels", named), ("errors", failed or {NO_ERRORS}), ("ledger/units", named)):
+    kept = {"labels": named, "ledger/units": named}
+    for kind in ("errors", *(["no_face"] if detecting else [])):
+        kept[kind] = {entry["part"] for entry in entries if entry[kind]}
+        if not kept[kind]:
+            kept[kind] = {NONE}
+            empty = parquet(ERRORS_SCHEMA.empty_table())
+            storage.write_bytes(storage.join(out, kind, f"{NONE}.parquet"), empty)
+    for kind, keep in kept.items():
         for path in _paths(storage.join(out, kind)):
             if storage.name(path).rpartition(".")[0] not in keep:
                 storage.delete(path)
@@ -172,11 +178,13 @@ def _examples(out: str, entries: list[Entry]) -> dict[str, Any]:
         notes = list(pool.map(lambda entry: storage.read_json(notes_path(out, entry["part"])), entries[::step]))
     found: dict[str, Any] = {}
     for name, sign in (("surest", -1), ("unsurest", 1)):
-        kept = {example["id"]: example for note in notes for example in note[name]}.values()
+        kept = {(example["id"], example["face"]): example for note in notes for example in note[name]}.values()
         best = sorted(kept, key=lambda example: (sign * example["confidence"], example["id"]))[:SHOWN]
         found[name] = [
             {"src": f"data:image/png;base64,{e['png']}", "id": e["id"], "said": e["label"], "truth": "",
              "confidence": e["confidence"]}
             for e in best
         ]  # fmt: skip
+    every = [one for note in notes for one in note["photographs"]]
+    found["photographs"] = sorted(every, key=lambda one: (-len(one["faces"]), one["id"]))[:PHOTOGRAPHS]
     return found

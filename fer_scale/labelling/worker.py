@@ -1,13 +1,12 @@
 """The work on one unit: read, decode, infer, write its parts, and tell the counts."""
 
-import hashlib
 import json
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from itertools import count
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,12 +16,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fer_scale import storage
-from fer_scale.faces.images import ImageError, Preprocessing, prepare
+from fer_scale.faces.detection import Detector, NoFaceError
+from fer_scale.faces.images import ImageError, Preprocessing
+from fer_scale.labelling.cutting import Cut, cut
 from fer_scale.labelling.parts import (
     ERRORS_SCHEMA,
     errors_path,
     labels_path,
     labels_schema,
+    no_face_path,
     notes_path,
     packed,
     parquet,
@@ -30,12 +32,13 @@ from fer_scale.labelling.parts import (
     unpacked,
 )
 from fer_scale.labelling.reading import Payload, Reader
+from fer_scale.labelling.tally import EXAMPLES, Failure, Tally
 from fer_scale.labelling.units import Unit
 from fer_scale.learning import drift
 from fer_scale.learning.acceptance import Acceptance
 
-EXAMPLES = 2
-"""The surest and the least sure images that a unit keeps for the report."""
+SHOWN = 8
+"""Photographs of a unit, the first, among which the report's examples are."""
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -51,28 +54,6 @@ class Answers(Protocol):
         """uint8 ``[N, C, S, S]`` to float32 ``[N, K]``."""
 
 
-@dataclass
-class _Tally:
-    """What a unit has come to, in memory until it is published."""
-
-    ids: list[str] = field(default_factory=list)
-    answers: list[int] = field(default_factory=list)
-    """For each id the row of ``probabilities`` that answers it."""
-    probabilities: list[npt.NDArray[np.float32]] = field(default_factory=list)
-    inferred: int = 0
-    inferring: float = 0.0
-    """Seconds that the engine took."""
-    errors: list[tuple[str, str, str]] = field(default_factory=list)
-    known: dict[bytes, int] = field(default_factory=dict)
-    """Digest of the pixels to the row that answers them."""
-    digests: dict[str, bytes] = field(default_factory=dict)
-    """Id to the first 8 bytes of its pixels' digest, of all that are labelled."""
-    surest: list[dict[str, Any]] = field(default_factory=list)
-    unsurest: list[dict[str, Any]] = field(default_factory=list)
-    carried_labels: list[pa.Table] = field(default_factory=list)
-    carried_errors: int = 0
-
-
 class Worker:
     """Labels units; from two threads two at a time, so that one is fetched or published while the other is inferred.
 
@@ -85,6 +66,7 @@ class Worker:
             files are near and the network runs on the same core.
         acceptance: says which labels are accepted; None leaves the column out.
         write: publishes bytes at a path; a dry run's throws them away.
+        detector: finds the faces of photographs; None takes pictures as they are.
     """
 
     def __init__(
@@ -97,6 +79,7 @@ class Worker:
         threads: int = 0,
         acceptance: Acceptance | None = None,
         write: Callable[[str, bytes], None] = storage.write_bytes,
+        detector: Detector | None = None,
     ) -> None:
         self._predictor = predictor
         self._write = write
@@ -106,7 +89,10 @@ class Worker:
         self._ahead = ThreadPoolExecutor(threads) if threads else None
         self._engine = threading.Lock()
         self._acceptance = acceptance
-        self._schema = labels_schema(predictor.classes, accepting=acceptance is not None)
+        self._detector = detector
+        self._schema = labels_schema(
+            predictor.classes, accepting=acceptance is not None, detecting=detector is not None
+        )
         shape = (predictor.preprocessing.channels, predictor.preprocessing.size, predictor.preprocessing.size)
         self._buffer: Pixels = np.empty((batch, *shape), dtype=np.uint8)
 
@@ -117,32 +103,33 @@ class Worker:
             The unit's entry for the ledger: key, part, span, and its counts.
         """
         began = time.monotonic()
-        tally = _Tally()
+        tally = Tally()
         done = self._carry_over(unit, tally, retry_errors) if unit.former else frozenset()
-        waiting: list[tuple[str, bytes, Pixels]] = []
-        for ident, pixels in self._prepared(unit, done):
-            if isinstance(pixels, ImageError):
-                tally.errors.append((ident, pixels.reason, pixels.detail))
+        waiting: list[tuple[str, int, Pixels]] = []
+        for ident, found in self._prepared(unit, done):
+            if isinstance(found, ImageError):
+                tally.fail(ident, found, no_face=isinstance(found, NoFaceError))
                 continue
-            digest = hashlib.blake2b(pixels.tobytes(), digest_size=16).digest()
-            row = tally.known.get(digest)
-            if row is None:
-                row = tally.known[digest] = tally.inferred + len(waiting)
-                waiting.append((ident, digest, pixels))
-            tally.ids.append(ident)
-            tally.answers.append(row)
-            tally.digests[ident] = digest[:8]
-            if len(waiting) == self._batch:
-                self._infer(waiting, tally)
-                waiting = []
+            for number, digest in tally.begin(ident, found):
+                row = tally.known.get(digest)
+                if row is None:
+                    row = tally.known[digest] = tally.inferred + len(waiting)
+                    waiting.append((ident, number, found.pixels[number]))
+                tally.row(ident, number, row)
+                if len(waiting) == self._batch:
+                    self._infer(waiting, tally)
+                    waiting = []
         if waiting:
             self._infer(waiting, tally)
         return self._publish(unit, tally, time.monotonic() - began)
 
-    def _prepared(self, unit: Unit, done: frozenset[str]) -> Iterator[tuple[str, Pixels | ImageError]]:
-        def one(ident: str, payload: Payload) -> tuple[str, Pixels | ImageError]:
+    def _prepared(self, unit: Unit, done: frozenset[str]) -> Iterator[tuple[str, Cut | ImageError]]:
+        numbers = count()
+
+        def one(ident: str, payload: Payload) -> tuple[str, Cut | ImageError]:
             try:
-                return ident, prepare(payload(), self._predictor.preprocessing)
+                show = self._detector is not None and next(numbers) < SHOWN
+                return ident, cut(payload(), self._predictor.preprocessing, self._detector, show)
             except ImageError as error:
                 return ident, error
 
@@ -153,7 +140,7 @@ class Worker:
         else:
             yield from _ahead(self._ahead, one, wanted, 2 * self._batch)
 
-    def _infer(self, waiting: list[tuple[str, bytes, Pixels]], tally: _Tally) -> None:
+    def _infer(self, waiting: list[tuple[str, int, Pixels]], tally: Tally) -> None:
         with self._engine:
             images = self._buffer[: len(waiting)]
             for at, (_, _, pixels) in enumerate(waiting):
@@ -168,12 +155,13 @@ class Worker:
         for kept, rows, highest in ((tally.surest, order[::-1], True), (tally.unsurest, order, False)):
             for row in rows[:EXAMPLES]:
                 label = self._predictor.classes[int(found[row].argmax())]
-                ident, _, pixels = waiting[row]
-                kept.append({"id": ident, "label": label, "confidence": float(confidence[row]), "pixels": pixels})
+                ident, number, pixels = waiting[row]
+                sure = float(confidence[row])
+                kept.append({"id": ident, "face": number, "label": label, "confidence": sure, "pixels": pixels})
             kept.sort(key=_confidence, reverse=highest)
             del kept[EXAMPLES:]
 
-    def _carry_over(self, unit: Unit, tally: _Tally, retry_errors: bool) -> frozenset[str]:
+    def _carry_over(self, unit: Unit, tally: Tally, retry_errors: bool) -> frozenset[str]:
         """Take answers of files that have not changed from parts of an earlier listing; gives their ids."""
         stamps = {item.id: item.stamp() for item in unit.items}
         taken: set[str] = set()
@@ -188,53 +176,47 @@ class Worker:
             labelled = rows["id"].to_pylist()
             tally.digests.update((ident, known[stamps[ident]]) for ident in labelled)
             taken.update(labelled)
-            if notes["errors"] and not retry_errors:
-                with pq.ParquetFile(storage.open_input(errors_path(self._out, part))) as file:
-                    bad = [tuple(row.values()) for row in file.read().to_pylist() if row["id"] in same]
-                tally.errors.extend(bad)
-                tally.carried_errors += len(bad)
+            others = [(tally.no_face, no_face_path, notes["no_face"])]
+            if not retry_errors:
+                others.append((tally.errors, errors_path, notes["errors"]))
+            for kept_rows, path, some in others:
+                bad = self._failures(path(self._out, part), same) if some else []
+                kept_rows.extend(bad)
                 taken.update(row[0] for row in bad)
             for kept, name in ((tally.surest, "surest"), (tally.unsurest, "unsurest")):
                 kept.extend(example for example in notes[name] if example["id"] in same)
                 kept.sort(key=_confidence, reverse=name == "surest")
+            tally.photographs.extend(one for one in notes["photographs"] if one["id"] in same)
+        tally.carried = len(taken)
         return frozenset(taken)
 
-    def _rows(self, tally: _Tally) -> pa.Table:
-        classes = self._predictor.classes
-        distinct = np.concatenate([np.zeros((0, len(classes)), dtype=np.float32), *tally.probabilities])
-        found = distinct[tally.answers] if tally.answers else distinct[:0]
-        labels = np.array(classes, dtype=object)[found.argmax(axis=1)]
-        confidence = found.max(axis=1, initial=0.0)
-        columns: list[Any] = [
-            tally.ids,
-            np.zeros(len(found), dtype=np.int32),
-            labels,
-            confidence,
-            *found.T,
-            [self._predictor.model_id] * len(found),
-        ]
-        if self._acceptance is not None:
-            columns.append(self._acceptance.mask(confidence, labels))
-        fresh = pa.table(columns, schema=self._schema)
-        return pa.concat_tables([fresh, *(rows.cast(self._schema) for rows in tally.carried_labels)])
+    @staticmethod
+    def _failures(path: str, wanted: set[str]) -> list[Failure]:
+        with pq.ParquetFile(storage.open_input(path)) as file:
+            rows = file.read().to_pylist()
+        return [(row["id"], row["reason"], row["detail"]) for row in rows if row["id"] in wanted]
 
-    def _publish(self, unit: Unit, tally: _Tally, seconds: float) -> dict[str, Any]:
-        """Errors and notes first, labels last; the ledger, which the driver writes, makes them count."""
-        rows = self._rows(tally)
-        if rows.num_rows + len(tally.errors) != unit.size:
-            raise RuntimeError(f"{rows.num_rows} labels and {len(tally.errors)} errors for {unit.size} images")
+    def _publish(self, unit: Unit, tally: Tally, seconds: float) -> dict[str, Any]:
+        """Notes, errors and images without a face first, labels last; the driver's ledger makes them count."""
+        rows = tally.table(self._schema, self._predictor.classes, self._predictor.model_id, self._acceptance)
+        labelled, no_face, errors = len(tally.digests), len(tally.no_face), len(tally.errors)
+        if labelled + no_face + errors != unit.size:
+            raise RuntimeError(f"{labelled} labelled, {no_face} without a face, {errors} errors of {unit.size} images")
         files = unit.items if unit.kind == "files" else ()
         notes = {
             "stamps": packed(item.stamp() for item in files),
             "pixels": packed(tally.digests.get(item.id, bytes(8)) for item in files),
-            "errors": len(tally.errors),
+            "errors": errors,
+            "no_face": no_face,
             "surest": [shown(example) for example in tally.surest[:EXAMPLES]],
             "unsurest": [shown(example) for example in tally.unsurest[:EXAMPLES]],
+            "photographs": tally.kept_photographs(rows),
         }
         self._write(notes_path(self._out, unit.part), json.dumps(notes).encode())
-        if tally.errors:
-            bad = pa.table([list(column) for column in zip(*tally.errors, strict=True)], schema=ERRORS_SCHEMA)
-            self._write(errors_path(self._out, unit.part), parquet(bad))
+        for failures, path in ((tally.errors, errors_path), (tally.no_face, no_face_path)):
+            if failures:
+                bad = pa.table([list(column) for column in zip(*failures, strict=True)], schema=ERRORS_SCHEMA)
+                self._write(path(self._out, unit.part), parquet(bad))
         self._write(labels_path(self._out, unit.part), parquet(rows))
         confidence = rows["confidence"].to_numpy()
         return {
@@ -242,12 +224,12 @@ class Worker:
             "part": unit.part,
             "span": unit.span,
             "inputs": unit.size,
-            "labelled": rows.num_rows,
-            "no_face": 0,
-            "errors": len(tally.errors),
+            "labelled": labelled,
+            "no_face": no_face,
+            "errors": errors,
             "faces": rows.num_rows,
-            "duplicates": rows.num_rows - len(set(tally.digests.values())),
-            "carried": sum(t.num_rows for t in tally.carried_labels) + tally.carried_errors,
+            "duplicates": labelled - len(set(tally.digests.values())),
+            "carried": tally.carried,
             "accepted": pc.sum(rows["accepted"]).as_py() or 0 if self._acceptance else 0,
             "shares": dict(Counter(rows["label"].to_pylist())),
             "reasons": dict(Counter(reason for _, reason, _ in tally.errors)),
@@ -259,10 +241,10 @@ class Worker:
 
 def _ahead(
     pool: ThreadPoolExecutor,
-    work: Callable[[str, Payload], tuple[str, Pixels | ImageError]],
+    work: Callable[[str, Payload], tuple[str, Cut | ImageError]],
     wanted: Iterator[tuple[str, Payload]],
     window: int,
-) -> Iterator[tuple[str, Pixels | ImageError]]:
+) -> Iterator[tuple[str, Cut | ImageError]]:
     """The work on each, in order, with at most ``window`` of them begun and not yet taken."""
     begun: deque[Any] = deque()
     for ident, payload in wanted:

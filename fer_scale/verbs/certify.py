@@ -84,8 +84,9 @@ def _draw(out: str, manifest: dict[str, Any], size: int, overwrite: bool, seed: 
         say(f"the run has {sample.population} such labels: all of them are in the sample")
     named = {name: settings[name] for name in ("image_column", "id_column", "include", "uri_column")}
     source = Source.open(settings["source"], **named)
-    found = certification.pictures(source, settings["unit_images"], set(sample.rows["id"]))
-    gone = [ident for ident in sample.rows["id"] if ident not in found]
+    found = certification.pictures(source, settings["unit_images"], sample.rows)
+    keys = [(row["id"], row["face"]) for row in sample.rows[["id", "face"]].to_dict("records")]
+    gone = [ident for ident, face in keys if (ident, face) not in found]
     if gone:
         raise InputError(
             f"{len(gone)} labelled pictures that {settings['source']} no longer has, {gone[0]} for one",
@@ -95,7 +96,7 @@ def _draw(out: str, manifest: dict[str, Any], size: int, overwrite: bool, seed: 
     page = report.render(
         "certify.html.j2",
         title="What do these faces show?",
-        pictures=[{"src": found[row["id"]], **row} for row in sample.rows[["id", "face"]].to_dict("records")],
+        pictures=[{"src": found[ident, face], "id": ident, "face": face} for ident, face in keys],
         words=_words(manifest),
         run_id=manifest["run_id"],
         out=out,

@@ -4,13 +4,15 @@ import os
 import secrets
 from contextlib import nullcontext
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 from fer_scale import storage
 from fer_scale.bundle import Bundle
 from fer_scale.cluster import connected
 from fer_scale.console import set_quiet
 from fer_scale.errors import InputError
+from fer_scale.faces import mtcnn
+from fer_scale.faces.detection import Detection
 from fer_scale.faces.images import PREPROCESSING_VERSION
 from fer_scale.labelling import ledger
 from fer_scale.labelling.lease import Lease
@@ -23,7 +25,18 @@ from fer_scale.verbs.label_session import Session, crew, engine_of
 from fer_scale.verbs.label_stream import Wish
 
 PathLike = str | os.PathLike[str]
-OURS = ("run.json", "summary.json", "report.html", "ledger", "labels", "errors", "certificate", "certificate.json")
+OURS = (
+    "run.json",
+    "summary.json",
+    "report.html",
+    "ledger",
+    "labels",
+    "errors",
+    "no_face",
+    "certificate",
+    "certificate.json",
+)
+FacesName = Literal["crop", "detect"]
 
 
 def label(
@@ -35,6 +48,7 @@ def label(
     id_column: str | None = None,
     uri_column: str | None = None,
     include: str | None = None,
+    faces: FacesName = "crop",
     workers: int | None = None,
     engine: EngineName = "auto",
     requests_per_second: float | None = None,
@@ -61,6 +75,7 @@ def label(
         uri_column: the tables are manifests, and this column names the images by path or s3://; the URI is the id.
         include: a pattern such as ``*.jpg`` for the files of a folder or the members of archives; one for archives
             (``*.zip``) or tables chooses among these; without it every file is an input.
+        faces: crop takes each image as it is; detect finds the faces in it and labels each (`faces.detection`).
         workers: actors, each with one thread or one GPU; without it as many as the cluster has.
         engine: auto, onnx or torch; a run keeps the one it began with.
         requests_per_second: the most requests to S3 that all workers together make in a second.
@@ -95,10 +110,13 @@ def label(
         raise InputError(f"requests_per_second={requests_per_second:g}", "more than 0", "leave it out for no limit")
     if engine not in ("auto", "onnx", "torch"):
         raise InputError(f"engine {engine!r}", "auto, onnx or torch", "name one of them")
+    if faces not in ("crop", "detect"):
+        raise InputError(f"faces {faces!r}", "crop or detect", "name one of them")
     found = Source.open(source, image_column=image_column, id_column=id_column, include=include, uri_column=uri_column)
     found.check_ids()
     run = None if overwrite else ledger.manifest(out)
     settings = _settings(model, found, engine, run)
+    settings["faces"] = asdict(Detection(weights=mtcnn.release())) if faces == "detect" else None
     settings["max_error"] = max_error  # before what follows from it: a refusal names the first that differs
     settings["acceptance"] = None if max_error is None else asdict(promise(model, max_error))
     wish = Wish(workers, requests_per_second, retry_errors)

@@ -69,7 +69,7 @@ class Session:
         else:
             say("nothing left to label")
         self._lease.check()
-        results.settle(self._out, self._ledger, seen)
+        results.settle(self._out, self._ledger, seen, detecting=bool(self._manifest["settings"]["faces"]))
         summary = results.publish(self._out, self._ledger, self._manifest, self._new)
         say(
             f"{summary['inputs']:,} images: {summary['labelled']:,} labelled, "

@@ -20,6 +20,7 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import ReadTask
 
 from fer_scale.errors import InputError
+from fer_scale.faces.detection import Detection, Detector
 from fer_scale.labelling.ledger import Entry, Plan
 from fer_scale.labelling.reading import Reader
 from fer_scale.labelling.sources import Source
@@ -60,6 +61,8 @@ class Job:
     gpu: bool
     retry_errors: bool
     acceptance: Acceptance | None
+    detection: Detection | None
+    """None takes pictures as they are."""
     workers: int
     """Actors."""
     requests_per_second: float | None
@@ -80,6 +83,7 @@ class Job:
             gpu=gpu,
             retry_errors=wish.retry_errors,
             acceptance=Acceptance(**promised) if promised else None,
+            detection=Detection(**faces) if (faces := settings["faces"]) else None,
             workers=workers,
             requests_per_second=wish.requests_per_second,
         )
@@ -267,4 +271,14 @@ def worker_of(job: Job, write: Callable[[str, bytes], None] = write_bytes) -> Wo
         limit_requests(job.requests_per_second / job.workers)
     reader = Reader(job.source.image_column, job.source.id_column)
     batch = 1024 if job.gpu else 128
-    return Worker(predictor, job.out, reader, batch=batch, threads=job.threads, acceptance=job.acceptance, write=write)
+    detector = Detector(job.detection) if job.detection else None
+    return Worker(
+        predictor,
+        job.out,
+        reader,
+        batch=batch,
+        threads=job.threads,
+        acceptance=job.acceptance,
+        detector=detector,
+        write=write,
+    )

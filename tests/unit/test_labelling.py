@@ -547,7 +547,7 @@ def test_drift_is_told_in_summary_and_report(tmp_path: Path) -> None:
     like, brighter = tmp_path / "like", {name: png(150 + n) for n, name in enumerate(PICTURES)}
     for out, pictures, drifted in ((like, PICTURES, False), (tmp_path / "shifted", brighter, True)):
         label_all(Source.open(str(folder_of(out / "faces", pictures))), out / "run")
-        settings = {"model_id": "m", "classes": Brightness.classes, "source": "", "engine": "onnx"}
+        settings = {"model_id": "m", "classes": Brightness.classes, "source": "", "engine": "onnx", "faces": None}
         settings |= {"preprocessing": {"size": 16, "channels": 1}, "preprocessing_version": 1}
         manifest = fix(str(out / "run"), settings, "r", calib)
         summary = results.publish(str(out / "run"), Ledger(str(out / "run")), manifest, 60)
