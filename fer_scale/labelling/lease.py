@@ -127,7 +127,7 @@ class Lease:
 
     def _refusal(self, found: dict[str, Any]) -> InputError:
         return InputError(
-            f"{_holder(found)} is labelling into {self._where} now", "an output that nobody else writes",
+            f"{_holder(found)} is at work on {self._where} now", "an output that nobody else writes",
             "wait for it to end, or choose another OUT",
         )  # fmt: skip
 

@@ -2,8 +2,10 @@
 
 import contextlib
 import json
+import statistics
 import tempfile
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -17,52 +19,24 @@ from fer_scale import report, storage
 from fer_scale.console import warn
 from fer_scale.errors import InputError
 from fer_scale.faces.store import Store
-from fer_scale.learning.configuration import Configuration
+from fer_scale.labelling.lease import Lease
 from fer_scale.provenance import provenance
+from fer_scale.search import rows
+from fer_scale.search.journal import Journal
+from fer_scale.search.ladder import Policy, Rungs
 from fer_scale.search.progress import SearchProgress
-from fer_scale.search.study import Study, new_name
-from fer_scale.search.trial import Rungs
+from fer_scale.search.study import Fit, Study, new_name
 
-TRIALS_SCHEMA = pa.schema(
-    [
-        ("trial_id", pa.int64()),
-        ("start", pa.string()),
-        ("family", pa.string()),
-        ("configuration", pa.string()),
-        ("parameters", pa.int64()),
-        ("input", pa.string()),
-        ("weights", pa.string()),
-        ("images_seen", pa.int64()),
-        ("compute_seconds", pa.float64()),
-        ("rung", pa.int64()),
-        ("accuracy", pa.float64()),
-        ("accuracy_low", pa.float64()),
-        ("accuracy_high", pa.float64()),
-        ("scores", pa.list_(pa.float64())),
-        ("status", pa.string()),
-        ("reason", pa.string()),
-        ("started", pa.float64()),
-        ("ended", pa.float64()),
-    ]
-)
-"""``scores`` holds the accuracy of every rung that was reached; ``started`` and ``ended`` are unix seconds."""
-
-MEASURED = (
-    "parameters",
-    "weights",
-    "images_seen",
-    "compute_seconds",
-    "rung",
-    "accuracy",
-    "accuracy_low",
-    "accuracy_high",
-)
 SETTINGS = ("fingerprint", "families", "fixed", "seed")
 """What must be the same for a search to go on."""
+ATTEMPTS = 2
+"""How often a fit is begun whose process dies: the first time it may have been the machine."""
+WRITING = 0.05
+"""Share of the time that writing the tables may take; the journal is written in any case."""
 
 
 class Search:
-    """A search's folder, open: asks the study, keeps the rows, writes everything down as it comes."""
+    """A search's folder, open: says what to fit next, keeps the rows, writes everything down as it comes."""
 
     def __init__(
         self,
@@ -75,16 +49,19 @@ class Search:
         slots: int,
         deadline: float,
         seed: int,
+        max_trials: int | None = None,
+        price_per_hour: float | None = None,
     ) -> None:
         self._out = out
         self._store = store
+        self._price = price_per_hour
         self._settings: dict[str, Any] = {
             "name": new_name(),
             "fingerprint": store.fingerprint,
             "families": list(families),
             "fixed": dict(fixed),
             "seed": seed,
-            "rungs": vars(Rungs.within(budget * slots)),
+            "rungs": vars(Rungs.within(budget, slots, len(families))),
             "seconds": 0.0,
         }
         self._take_over_settings()
@@ -93,7 +70,15 @@ class Search:
         self.deadline = deadline - self._earlier
         self.rungs = Rungs(**self._settings["rungs"])
         self.progress = SearchProgress(families, self.rungs.count, self.deadline)
-        self._running: dict[int, dict[str, Any]] = {}
+        self._max_trials = max_trials
+        self._policy = Policy(self.rungs, families)
+        self._rows: dict[int, dict[str, Any]] = {}
+        self._first: dict[int, Fit] = {}
+        self._running: dict[int, tuple[Fit, float]] = {}
+        self._again: list[tuple[int, Fit]] = []
+        self._attempts: dict[int, int] = {}
+        self._paces: deque[float] = deque(maxlen=20)
+        self._written = (0.0, 0.0)
         self._warned = False
 
     def _take_over_settings(self) -> None:
@@ -113,121 +98,134 @@ class Search:
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
+            stack.enter_context(Lease(self._out, self._settings["name"]))
             scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="fer_scale-search-"))
-            self._journal = Path(scratch) / "journal.log"
-            kept = storage.join(self._out, "journal.log")
-            if storage.exists(kept):
-                self._journal.write_bytes(storage.read_bytes(kept))
-            known = self._settings
-            self._study = Study(self._journal, known["families"], known["fixed"], known["seed"], known["name"])
-            self._rows: dict[int, dict[str, Any]] = {row["trial_id"]: row for row in self._study.rows}
             self._write_settings()
-            self._show()
+            self._journal = Journal(self._out, Path(scratch) / "journal.log")
+            known = self._settings
+            self._study = Study(self._journal.backend, known["families"], known["fixed"], known["seed"], known["name"])
+            for fit, result in self._study.ended:
+                self._take(fit, result["started"])
+                self._put(fit, result)
+            for number, fit in self._study.unfinished:
+                self._take(fit, time.time())
+                self._again.append((number, fit))
             stack.enter_context(self.progress)
             self._stack = stack.pop_all()
+        self._show()
         return self
-
-    def _show(self) -> None:
-        self.progress.show(self._rows.values(), self._running.values())
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._stack.close()
+        with self._stack:
+            self.write()
+            self._journal.close()
+
+    def _show(self) -> None:
+        busy = [fit.trial for fit, _ in self._running.values()]
+        self.progress.show(self._rows.values(), busy)
+
+    def next(self) -> tuple[int, Fit] | None:
+        """The number and the fit that a free slot takes on; None where nothing is worth it now."""
+        if self._again:
+            number, fit = self._again.pop(0)
+        else:
+            choice = self._policy.choose(
+                left=self.deadline - time.time(),
+                pace=max(statistics.median(self._paces), 1.0) if self._paces else 1.0,
+                may_open=self._max_trials is None or len(self._rows) < self._max_trials,
+            )
+            if choice is None:
+                return None
+            if choice.kind == "new":
+                number, fit = self._study.new()
+            else:
+                number, fit = self._study.again(
+                    self._first[choice.trial], choice.rung, confirm=choice.kind == "confirm"
+                )
+            self._take(fit, time.time())
+        self._running[number] = (fit, time.time())
+        self._show()
+        return number, fit
 
     @property
-    def begun(self) -> int:
-        """Trials that ended or are under way."""
-        return len(self._rows) + len(self._running)
+    def running(self) -> int:
+        """Fits under way."""
+        return len(self._running)
 
-    @property
-    def must_start(self) -> int:
-        """Trials that are due however short the budget: a reference in each family."""
-        return len(self._settings["families"])
+    def _take(self, fit: Fit, started: float) -> None:
+        self._policy.begins(fit.trial, fit.configuration["family"], fit.rung, fit.confirm)
+        self._first.setdefault(fit.trial, fit)
+        self._rows.setdefault(fit.trial, rows.begun(fit, started))
 
-    def reached(self) -> list[tuple[int, int, float]]:
-        """(trial, rung from 1, accuracy) of every rung that an ended trial reached."""
-        return [(n, rung, score) for n, row in self._rows.items() for rung, score in enumerate(row["scores"], 1)]
-
-    def ask(self) -> tuple[int, Configuration]:
-        """The next trial."""
-        number, start, configuration = self._study.ask()
-        seen = configuration.preprocessing
-        self._running[number] = {
-            **dict.fromkeys(TRIALS_SCHEMA.names),
-            "trial_id": number,
-            "start": start,
-            "family": configuration.family,
-            "configuration": json.dumps(configuration.to_dict()),
-            "input": f"{seen.size}x{seen.size}x{seen.channels}",
-            "scores": [],
-            "images_seen": 0,
-            "compute_seconds": 0.0,
-            "rung": 0,
-            "status": "running",
-            "started": time.time(),
-        }
-        self._show()
-        return number, configuration
-
-    def score(self, number: int, result: Mapping[str, Any]) -> None:
-        """A trial reached a rung."""
-        row = self._running[number]
-        if result["rung"] == row["rung"]:
-            return
-        row.update({key: result[key] for key in MEASURED})
-        row["scores"].append(result["accuracy"])
-        self._study.report(number, result["rung"], result["accuracy"])
-        self._show()
+    def _put(self, fit: Fit, result: Mapping[str, Any]) -> None:
+        self._policy.ends(fit.trial, fit.rung, result.get("accuracy"), fit.confirm)
+        rows.take_in(self._rows[fit.trial], fit, result, self.rungs)
 
     def end(self, number: int, result: Mapping[str, Any]) -> None:
-        """A trial ended; from here on it is on record."""
-        if result.get("rung", 0) > self._running[number]["rung"]:
-            self.score(number, result)  # Ray Tune tells of a trial's last rung only together with its end
-        row = self._running.pop(number)
-        row.update({key: result[key] for key in MEASURED if key in result})
-        row["status"], row["reason"] = self._why(row, result)
-        row["ended"] = time.time()
+        """A fit ended; from here on it is on record.
+
+        Args:
+            number: of the fit.
+            result: what :meth:`Trial.score <fer_scale.search.trial.Trial.score>` gives and the ``share`` of the fit's
+                steps that were taken; or a ``reason`` for there being no accuracy, and whether its process ``died``.
+        """
+        fit, started = self._running.pop(number)
+        self._attempts[number] = self._attempts.get(number, 0) + 1
+        if result.get("died") and self._attempts[number] < ATTEMPTS:
+            self._again.append((number, fit))
+            return
+        kept = {key: result[key] for key in (*rows.OF_FIT, "compute_seconds", "share", "reason") if key in result}
+        kept |= {"started": started, "ended": time.time(), "top": fit.rung >= self.rungs.count}
+        if kept.get("share", 0) >= 1 and kept["compute_seconds"]:
+            self._paces.append((kept["ended"] - started) / kept["compute_seconds"])
+        self._study.end(number, fit, kept)
+        self._journal.keep()
+        self._put(fit, kept)
+        row = self._rows[fit.trial]
         if str(row["weights"]).startswith("none (") and not self._warned:
             self._warned = True
             warn(f"{row['family']} starts from scratch: weights {row['weights']}")
-        self._study.tell(number, row)
-        self._rows[number] = row
-        self.write()
-        self.progress.ended(row)
+        self._write_now_and_then()
+        self.progress.ended(row, fit.rung, kept)
         self._show()
 
-    def _why(self, row: dict[str, Any], result: Mapping[str, Any]) -> tuple[str, str]:
-        if result["status"] != "running":
-            return str(result["status"]), str(result["reason"])
-        if row["rung"] >= self.rungs.count:
-            return "completed", "reached the highest rung"
-        return "pruned", f"not in the best third at rung {row['rung']}"
+    def _ended(self) -> list[dict[str, Any]]:
+        """The rows of trials that have an ended fit."""
+        return [self._rows[number] for number in sorted(self._rows) if self._rows[number]["ended"] is not None]
 
     def table(self) -> pa.Table:
-        """The trials table, a row a trial that ended."""
-        rows = [self._rows[number] for number in sorted(self._rows)]
-        return pa.Table.from_pylist(rows, schema=TRIALS_SCHEMA)
+        """The trials table, a row a trial."""
+        ended = self._ended()
+        rows.mark_ties(rows.ranked(ended))
+        return pa.Table.from_pylist(ended, schema=rows.TRIALS_SCHEMA)
 
     def leaderboard(self) -> list[dict[str, Any]]:
         """The scored trials, best first; those whose interval holds the best's accuracy are marked as ties."""
-        scored = [row for row in self._rows.values() if row["accuracy"] is not None]
-        scored.sort(key=lambda row: (-row["accuracy"], row["parameters"]))
-        board = []
-        for rank, row in enumerate(scored, 1):
-            tie = rank > 1 and row["accuracy_high"] >= scored[0]["accuracy"]
-            board.append({"rank": rank, **row, "tie": tie, "configuration": json.loads(row["configuration"])})
-        return board
+        ranked = rows.ranked(self._ended())
+        rows.mark_ties(ranked)
+        return [
+            {"rank": rank, **row, "configuration": json.loads(row["configuration"])}
+            for rank, row in enumerate(ranked, 1)
+        ]
+
+    def _write_now_and_then(self) -> None:
+        last, took = self._written
+        if time.time() - last >= took / WRITING:
+            self.write()
 
     def write(self) -> None:
         """Write journal, table and leaderboard, each file at once; the journal first, for it is the truth."""
-        storage.write_bytes(storage.join(self._out, "journal.log"), self._journal.read_bytes())
+        began = time.time()
+        self._journal.keep()
         sink = pa.BufferOutputStream()
         pq.write_table(self.table(), sink)
         storage.write_bytes(storage.join(self._out, "trials.parquet"), sink.getvalue().to_pybytes())
         board = {"classes": self._store.classes, **self._facts(), "trials": self.leaderboard()}
         storage.write_bytes(storage.join(self._out, "leaderboard.json"), json.dumps(board, indent=2).encode())
         self._write_settings()
+        self._written = (time.time(), time.time() - began)
 
     def _write_settings(self) -> None:
         self._settings["seconds"] = round(self.seconds, 1)
@@ -239,13 +237,12 @@ class Search:
         return self._earlier + time.time() - self._began
 
     def _facts(self) -> dict[str, Any]:
-        rows = list(self._rows.values())
         return {
             "store": self._store.path,
             "fingerprint": self._store.fingerprint,
             "seed": self._settings["seed"],
-            "rungs": [round(self.rungs.compute(rung), 1) for rung in range(self.rungs.count)],
-            "compute_seconds": round(sum(row["compute_seconds"] for row in rows), 1),
+            "rungs": [round(self.rungs.compute(rung), 1) for rung in range(1, self.rungs.count + 1)],
+            "compute_seconds": round(sum(row["compute_seconds"] for row in self._rows.values()), 1),
             "seconds": round(self.seconds, 1),
             **provenance(),
         }
@@ -259,7 +256,7 @@ class Search:
         self.write()
         board = self.leaderboard()
         if not board:
-            reasons = "; ".join(sorted({str(row["reason"]) for row in self._rows.values()})) or "none began"
+            reasons = "; ".join(sorted({str(row["reason"]) for row in self._ended()})) or "none began"
             raise InputError(
                 f"a search without one scored trial ({reasons})",
                 "at least one",

@@ -1,14 +1,15 @@
 """What a search knows: an Optuna study kept in a journal, from which every row of the trials table comes back.
 
-The journal is the only truth. A row is put into it before the trial is told, so a search that was killed at any
-moment and opened again neither loses nor repeats a finished trial. Nothing in it is pickled: it is JSON lines.
+The journal is the only truth. Each fit is a trial of Optuna's: what is to be fitted is written into it as the fit
+begins, and what came of it before Optuna is told, so a search that was killed at any moment and opened again neither
+loses nor repeats a fit. Nothing in it is pickled: it is JSON lines.
 """
 
 import json
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import optuna
@@ -23,18 +24,34 @@ from fer_scale.search.starts import STARTS
 
 ATTEMPTS = 100
 """Draws for one proposal before what is fixed is called impossible."""
+FRESH = 1_000_003
+"""What is added to a seed for a confirmation."""
 
-STATES = {"completed": TrialState.COMPLETE, "pruned": TrialState.PRUNED}
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """One fit: a trial's configuration, for one rung, with one seed."""
+
+    trial: int
+    start: str
+    """``reference``, ``start`` or ``proposed``."""
+    configuration: dict[str, Any]
+    rung: int
+    seed: int
+    confirm: bool = False
+    """Whether it is the confirmation of the chosen trial on a fresh seed."""
 
 
 class Study:
     """Asks Optuna for configurations and tells it what came of them.
 
-    The first trials are the families' reference configurations, the next those of
-    :data:`STARTS`; from there on grouped TPE (Bergstra et al. 2011) decides.
+    The first trials are the families' reference configurations, the next those of :data:`STARTS`; from there on
+    grouped TPE (Bergstra et al. 2011) decides. It ranks fits for the highest rung first, then those for the next.
     """
 
-    def __init__(self, journal: Path, families: Sequence[str], fixed: Mapping[str, Any], seed: int, name: str) -> None:
+    def __init__(
+        self, backend: JournalFileBackend, families: Sequence[str], fixed: Mapping[str, Any], seed: int, name: str
+    ) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # group=True is one
@@ -47,7 +64,7 @@ class Study:
             )
         self._study = optuna.create_study(
             study_name=name,
-            storage=JournalStorage(JournalFileBackend(str(journal))),
+            storage=JournalStorage(backend),
             sampler=sampler,
             direction="maximize",
             load_if_exists=True,
@@ -57,40 +74,109 @@ class Study:
             *(name for name in families if name not in STARTS),
         ]
         self._fixed = fixed
-        self._trials: dict[int, optuna.Trial] = {}
-        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            self._study.tell(trial.number, state=TrialState.FAIL)
+        self._seed = seed
+        self.ended: list[tuple[Fit, dict[str, Any]]] = []
+        """Fits of the journal that ended, with their results, in the order in which they began."""
+        self.unfinished: list[tuple[int, Fit]] = []
+        """Fits, with their numbers, that were running when the search was killed."""
+        self._known = [(kind, family) for kind in ("reference", "start") for family in self._families]
+        self._asked: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}
+        self._open: dict[int, optuna.Trial] = {}
+        self._trials = 0
+        self._replay()
 
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        """A row for every trial that ended, in the order in which they began."""
-        trials = self._study.get_trials(deepcopy=False)
-        return [json.loads(t.user_attrs["row"]) for t in trials if "row" in t.user_attrs]
+    def _replay(self) -> None:
+        known: dict[int, Fit] = {}
+        for trial in self._study.get_trials(deepcopy=False):
+            if "fit" not in trial.user_attrs:
+                if trial.state == TrialState.RUNNING:  # killed between the draw and the first line about it
+                    self._study.tell(trial.number, state=TrialState.FAIL)
+                elif trial.state == TrialState.WAITING:  # killed before the draw; the next to ask would get it
+                    self._study.tell(self._study.ask(), state=TrialState.FAIL)
+                continue
+            told = json.loads(trial.user_attrs["fit"])
+            told.setdefault("configuration", known[told["trial"]].configuration if told["trial"] in known else None)
+            fit = Fit(**told)
+            known.setdefault(fit.trial, fit)
+            self._asked.setdefault(fit.trial, (trial.params, trial.distributions))
+            if not trial.state.is_finished():
+                self._open[trial.number] = optuna.Trial(self._study, trial._trial_id)
+            if "result" in trial.user_attrs:
+                self.ended.append((fit, json.loads(trial.user_attrs["result"])))
+                if not trial.state.is_finished():  # killed between the result and its telling
+                    self._tell(trial.number, fit, self.ended[-1][1])
+            elif not trial.state.is_finished():
+                self.unfinished.append((trial.number, fit))
+        self._trials = 1 + max(known, default=-1)
+        begun = {(fit.start, fit.configuration["family"]) for fit in known.values()}
+        self._known = [one for one in self._known if one not in begun]
 
-    def ask(self) -> tuple[int, str, Configuration]:
-        """Number, kind (``reference``, ``start`` or ``proposed``) and configuration of the next trial."""
-        begun = {t.user_attrs.get("start") for t in self._study.get_trials(deepcopy=False) if self._counts(t)}
-        for kind in ("reference", "start"):
-            for family in self._families:
-                if f"{kind} {family}" not in begun and (known := self._known(kind, family)) is not None:
-                    return self._start(kind, family, known)
+    def new(self) -> tuple[int, Fit]:
+        """A new trial: its number in the journal, and its fit for the lowest rung.
+
+        Raises:
+            InputError: no draw goes together with what is fixed.
+        """
+        while self._known:
+            start, family = self._known.pop(0)
+            configuration = self._start(start, family)
+            if configuration is not None:
+                # given, not drawn: of its parameters the sampler learns the family alone
+                self._study.enqueue_trial({"family": family})
+                trial = self._study.ask()
+                trial.suggest_categorical("family", self._families)
+                return self._begin(trial, start, configuration)
         for _ in range(ATTEMPTS):
             trial = self._study.ask()
             try:
-                configuration = suggest(trial, self._families, self._fixed)
+                return self._begin(trial, "proposed", suggest(trial, self._families, self._fixed))
             except InputError:  # a draw that does not go with what is fixed, such as a width for resnet50
                 self._study.tell(trial.number, state=TrialState.FAIL)
-                continue
-            self._trials[trial.number] = trial
-            return trial.number, "proposed", configuration
         raise InputError(
             f"fix {dict(self._fixed)}", "values that go together with what is searched", "fix fewer or others"
         )
 
-    def _counts(self, trial: optuna.trial.FrozenTrial) -> bool:
-        return trial.state == TrialState.RUNNING or "row" in trial.user_attrs
+    def _begin(self, trial: optuna.Trial, start: str, configuration: Configuration) -> tuple[int, Fit]:
+        at = self._trials
+        self._trials += 1
+        fit = Fit(trial=at, start=start, configuration=configuration.to_dict(), rung=1, seed=self._seed + at)
+        trial.set_user_attr("fit", json.dumps(asdict(fit)))
+        self._asked[at] = (trial.params, trial.distributions)
+        self._open[trial.number] = trial
+        return trial.number, fit
 
-    def _known(self, kind: str, family: str) -> Configuration | None:
+    def again(self, first: Fit, rung: int, *, confirm: bool) -> tuple[int, Fit]:
+        """Another fit of a trial, for a higher rung or on a fresh seed."""
+        seed = self._seed + first.trial + (FRESH if confirm else 0)
+        fit = Fit(**{**asdict(first), "rung": rung, "seed": seed, "confirm": confirm})
+        parameters, distributions = self._asked[fit.trial]
+        self._study.enqueue_trial(parameters)
+        trial = self._study.ask(fixed_distributions=distributions)
+        told = {key: value for key, value in asdict(fit).items() if key != "configuration"}
+        trial.set_user_attr("fit", json.dumps(told))
+        self._open[trial.number] = trial
+        return trial.number, fit
+
+    def end(self, number: int, fit: Fit, result: dict[str, Any]) -> None:
+        """A fit ended; its result goes into the journal before the sampler hears of it."""
+        self._open[number].set_user_attr("result", json.dumps(result))
+        self._tell(number, fit, result)
+
+    def _tell(self, number: int, fit: Fit, result: dict[str, Any]) -> None:
+        """A fit below the highest rung counts as pruned there, a failed one not at all."""
+        trial, accuracy = self._open.pop(number), result.get("accuracy")
+        if accuracy is None:
+            self._study.tell(trial, state=TrialState.FAIL)
+            return
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a killed search may have come as far as this line
+            trial.report(accuracy, fit.rung)
+        if result["top"]:
+            self._study.tell(trial, accuracy)
+        else:
+            self._study.tell(trial, state=TrialState.PRUNED)
+
+    def _start(self, kind: str, family: str) -> Configuration | None:
         """A family's reference or start with what is fixed; None where that does not go together."""
         if kind == "start" and family not in STARTS:
             return None
@@ -100,30 +186,15 @@ class Study:
         except InputError:
             return None
 
-    def _start(self, kind: str, family: str, known: Configuration) -> tuple[int, str, Configuration]:
-        """A trial that is given, not drawn; of its parameters the sampler learns the family alone."""
-        self._study.enqueue_trial({"family": family})
-        trial = self._study.ask()
-        trial.suggest_categorical("family", self._families)
-        trial.set_user_attr("start", f"{kind} {family}")
-        self._trials[trial.number] = trial
-        return trial.number, kind, known
+    @property
+    def speeds(self) -> dict[str, float]:
+        """Images a second of the networks that were measured, by what decides them."""
+        found: dict[str, float] = self._study.user_attrs.get("speeds", {})
+        return dict(found)
 
-    def report(self, number: int, rung: int, accuracy: float) -> None:
-        """Record the score of a rung."""
-        self._trials[number].report(accuracy, rung)
-
-    def tell(self, number: int, row: dict[str, Any]) -> None:
-        """End a trial: its row goes into the journal first, then the sampler hears of it.
-
-        A pruned trial counts with its last rung's score, a failed one not at all.
-        """
-        trial = self._trials.pop(number)
-        trial.set_user_attr("row", json.dumps(row))
-        state = STATES.get(row["status"], TrialState.FAIL)
-        if row["status"] == "time budget" and row["accuracy"] is not None:
-            state = TrialState.PRUNED
-        self._study.tell(number, row["accuracy"] if state == TrialState.COMPLETE else None, state=state)
+    def keep_speeds(self, speeds: Mapping[str, float]) -> None:
+        """Write them down."""
+        self._study.set_user_attr("speeds", dict(speeds))
 
 
 def new_name() -> str:

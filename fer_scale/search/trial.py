@@ -1,8 +1,7 @@
-"""One trial of a search: a configuration that climbs the rungs, each a fixed amount of compute."""
+"""One fit of a search, with a fixed amount of compute."""
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,43 +13,17 @@ from fer_scale.learning import metrics
 from fer_scale.learning.configuration import Configuration
 from fer_scale.learning.loop import Batches, Learner, fit
 
-REDUCTION = 3
-"""Each rung has this many times the compute of the one below (Li et al. 2020, ASHA, section 3)."""
 MEASURED_STEPS = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rungs:
-    """The ladder that every trial of a search stands on."""
-
-    first: float
-    """Compute of the lowest rung: seconds of a trial that has its CPUs, or share of a GPU, to itself."""
-    count: int
-    """How many rungs there are."""
-
-    def compute(self, rung: int) -> float:
-        """Compute from the start of a trial to the end of a rung (0 the lowest), seconds."""
-        return float(self.first * REDUCTION**rung)
-
-    @classmethod
-    def within(cls, compute: float) -> "Rungs":
-        """The ladder for a search that may spend ``compute`` trial-seconds in all.
-
-        One trial to the top takes a seventh of it, and three rungs lead there: a lowest rung is a sixtieth, so the
-        families' dozen of first trials take a fifth. A longer search has a higher ladder, not a coarser one.
-        """
-        top, count = compute / 7, 3
-        while top / REDUCTION ** (count - 1) > 240 and count < 6:
-            count += 1
-        return cls(first=top / REDUCTION ** (count - 1), count=count)
+SCORING = 0.04
+"""Share of the time left that is kept back for scoring, where the deadline shortens a fit."""
 
 
 class Trial:
-    """A configuration with the state of its fit.
+    """One fit of a search: a configuration, fitted with so much compute and scored on val.
 
-    The cost of a step is measured once, in seconds of this process's CPUs where the device is one, so that a busy
-    neighbour does not change what a rung is. Each rung is one anneal of the learning rate that ends where the rung
-    ends (warm restarts, Loshchilov & Hutter 2017): every score that is compared is that of a finished fit.
+    The cost of a step is measured first, in seconds of this process's CPUs where the device is one, so that a busy
+    neighbour does not change how much a fit is given. From then on the fit is a number of steps, and the learning rate
+    anneals over just these.
     """
 
     def __init__(
@@ -59,7 +32,8 @@ class Trial:
         num_classes: int,
         train: Faces,
         val: Faces,
-        rungs: Rungs,
+        *,
+        compute: float,
         seed: int,
         device: torch.device,
     ) -> None:
@@ -69,13 +43,13 @@ class Trial:
         self.learner = Learner(network, configuration.recipe, class_counts=counts, seed=seed, device=device)
         self.weights = network.weights
         self.parameters = sum(parameter.numel() for parameter in network.parameters())
-        self.rung = 0
         self.compute_seconds = 0.0
+        self.steps = MEASURED_STEPS + 1
+        """Of the whole fit, known once it is measured."""
+        self._compute = compute
         self._batches = Batches(train, num_classes, configuration.recipe.batch_size, seed, device)
         self._val = val
-        self._rungs = rungs
         self._clock: Callable[[], float] = _cpu_clock if device.type == "cpu" else _cuda_clock
-        self._step_cost = 0.0
 
     def measure(self) -> None:
         """Take the first steps, at the low rate that every fit begins with, and time them.
@@ -88,28 +62,22 @@ class Trial:
             fit(self.learner, self._batches, step + 1, lambda _: 0.0)
             costs.append(self._clock() - began)
         self.compute_seconds += sum(costs)
-        self._step_cost = max(min(costs[1:]), 1e-6)
+        self.steps = max(round(self._compute / max(min(costs[1:]), 1e-6)), MEASURED_STEPS + 1)
 
-    def steps(self, rung: int) -> int:
-        """Steps from the start of the trial to the end of a rung."""
-        return max(round(self._rungs.compute(rung) / self._step_cost), MEASURED_STEPS + 1)
+    def run(self, deadline: float) -> float:
+        """Fit; the share of the steps that was taken: less than 1 where the deadline (unix time) came first.
 
-    def seconds_left(self) -> float:
-        """What the next rung is going to take."""
-        return (self.steps(self.rung) - self.learner.step) * self._step_cost
-
-    def climb(self, deadline: float) -> bool:
-        """Train to the end of the next rung; False where the deadline (unix time) came first."""
-        began, start, end = self._clock(), self.learner.step, self.steps(self.rung)
+        Then the learning rate goes by the clock, so that what is scored is a finished fit all the same.
+        """
+        began, start, now = self._clock(), self.learner.step, time.time()
+        allowed = max((deadline - now) * (1 - SCORING), 1e-3)
 
         def progress(step: int) -> float:
-            return 1.0 if time.time() > deadline else (step - start) / (end - start)
+            return max((step - start) / (self.steps - start), (time.time() - now) / allowed)
 
-        fit(self.learner, self._batches, end, progress)
+        fit(self.learner, self._batches, self.steps, progress)
         self.compute_seconds += self._clock() - began
-        reached = self.learner.step == end
-        self.rung += reached
-        return reached
+        return self.learner.step / self.steps
 
     def score(self) -> dict[str, Any]:
         """Accuracy on val, with its interval, and the facts."""
@@ -119,7 +87,6 @@ class Trial:
         correct = int((predicted == self._val.labels).sum())
         low, high = metrics.wilson_interval(correct, len(self._val))
         return {
-            "rung": self.rung,
             "accuracy": correct / len(self._val),
             "accuracy_low": low,
             "accuracy_high": high,
@@ -127,7 +94,7 @@ class Trial:
         }
 
     def facts(self) -> dict[str, Any]:
-        """What a row of the trials table says of the trial so far."""
+        """What a row of the trials table says of the fit so far."""
         return {
             "parameters": self.parameters,
             "weights": self.weights,

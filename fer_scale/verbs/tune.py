@@ -4,14 +4,12 @@ import contextlib
 import os
 import tempfile
 import time
-import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
 import ray.tune
 import torch
-from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import Searcher
 
 from fer_scale import storage
@@ -25,7 +23,7 @@ from fer_scale.families import FAMILIES
 from fer_scale.learning.configuration import Configuration
 from fer_scale.search.record import Search
 from fer_scale.search.space import check_fixed
-from fer_scale.search.trial import REDUCTION, Rungs, Trial
+from fer_scale.search.trial import Trial
 
 UNLIMITED = 10**9
 
@@ -47,7 +45,7 @@ class Pictures:
 
 
 class Climber(ray.tune.Trainable):
-    """A Ray Tune trial: each step is a rung. The actor is kept from one trial to the next, with its imports."""
+    """A Ray Tune trial is one fit, in one step. The actor is kept from one fit to the next, with its imports."""
 
     def setup(
         self, config: dict[str, Any], pictures: Any = None, num_classes: int = 0, threads: int = 1, gpu: bool = False
@@ -57,45 +55,27 @@ class Climber(ray.tune.Trainable):
         self._device = torch.device("cuda" if gpu else "cpu")
         self._pictures = pictures
         self._num_classes = num_classes
-        self.reset_config(config)
+        self._config = config
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Called for every further trial on the same actor."""
-        self._climb: Trial | None = None
+        """Called for every further fit on the same actor."""
         self._config = new_config
         return True
 
     def step(self) -> dict[str, Any]:
-        """One rung; whatever goes wrong becomes the reason in the trial's row."""
+        """The fit; whatever goes wrong becomes the reason in the trial's row."""
+        trial: Trial | None = None
         try:
-            return self._rung()
-        except (FerScaleError, RuntimeError, MemoryError, ValueError) as error:
-            facts = self._climb.facts() if self._climb else {}
-            reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-            return {"status": "failed", "reason": reason, "done": True, **facts}
-
-    def _rung(self) -> dict[str, Any]:
-        rungs, deadline = Rungs(**self._config["rungs"]), self._config["deadline"]
-        if self._climb is None:
             configuration = Configuration.from_dict(self._config["configuration"])
             train, val = (self._faces(split, configuration.preprocessing) for split in ("train", "val"))
-            seed = self._config["seed"]
-            self._climb = Trial(configuration, self._num_classes, train, val, rungs, seed, self._device)
-            self._climb.measure()
-        # the first rung is tried in any case: references must start, and a step is worth more than none
-        if self._climb.rung and time.time() + self._climb.seconds_left() > deadline:
-            return {"status": "time budget", "reason": "the next rung would not end in time", "done": True}
-        if not self._climb.climb(deadline):
-            # without a rung behind it a trial still gets the score that it has come to
-            score = self._climb.score() if not self._climb.rung else self._climb.facts()
-            return {"status": "time budget", "reason": "stopped within a rung", "done": True, **score}
-        units = REDUCTION ** (self._climb.rung - 1)
-        return {
-            **self._climb.score(),
-            "units": units,
-            "status": "running",
-            "done": self._climb.rung == rungs.count,
-        }
+            compute, seed = self._config["compute"], self._config["seed"]
+            trial = Trial(configuration, self._num_classes, train, val, compute=compute, seed=seed, device=self._device)
+            trial.measure()
+            share = trial.run(self._config["deadline"])
+            return {**trial.score(), "share": share, "done": True}
+        except (FerScaleError, RuntimeError, MemoryError, ValueError) as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+            return {"reason": reason, "done": True, **(trial.facts() if trial else {})}
 
     def _faces(self, split: str, preprocessing: Preprocessing) -> Faces:
         (ref,) = ray.get(self._pictures.faces.remote(split, preprocessing))
@@ -104,44 +84,38 @@ class Climber(ray.tune.Trainable):
 
 
 class Proposer(Searcher):
-    """Between Ray Tune and the search: what to try next, and what came of it."""
+    """Between Ray Tune and the search: what to fit next, and what came of it."""
 
-    def __init__(self, search: Search, max_trials: int, seed: int) -> None:
+    def __init__(self, search: Search) -> None:
         super().__init__(metric="accuracy", mode="max")
         self._search = search
-        self._rungs = search.rungs
-        self._deadline = search.deadline
-        self._max_trials = max_trials
-        self._seed = seed
         self._numbers: dict[str, int] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """The next trial; none when the budget is spent or would not carry another lowest rung."""
-        asked = self._search.begun
-        enough = time.time() + self._rungs.first * 0.8 < self._deadline
-        if asked >= self._max_trials or not (enough or asked < self._search.must_start):
-            return Searcher.FINISHED  # type: ignore[return-value]  # so it is documented
-        number, configuration = self._search.ask()
+        """The next fit; none while nothing is worth it, and no more when nothing runs that could change that."""
+        found = self._search.next()
+        if found is None:
+            return None if self._search.running else Searcher.FINISHED  # type: ignore[return-value]  # so it is documented
+        number, fit = found
         self._numbers[trial_id] = number
         return {
-            "configuration": configuration.to_dict(),
-            "rungs": vars(self._rungs),
-            "deadline": self._deadline,
-            "seed": self._seed + number,
+            "configuration": fit.configuration,
+            "compute": self._search.rungs.compute(fit.rung),
+            "deadline": self._search.deadline,
+            "seed": fit.seed,
         }
 
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """A rung was reached."""
-        if "rung" in result:
-            self._search.score(self._numbers[trial_id], result)
-
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """A trial ended: at the top, pruned, out of time, or by an error."""
+        """A fit ended, or its process did."""
         number = self._numbers.pop(trial_id)
         if error or result is None:
-            self._search.end(number, {"status": "failed", "reason": "its process died (out of memory?)"})
+            self._search.end(number, {"died": True, "reason": "its process died (killed, or out of memory)"})
         else:
             self._search.end(number, result)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Ray Tune pickles its searcher into files that nothing reads."""
+        return {}
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: the journal is the memory."""
@@ -204,8 +178,10 @@ def tune(
         slots = _slots(cluster, cpus_per_trial, gpus)
         if overwrite:
             storage.delete(out)
-        with Search(out, faces, chosen, fixed, budget=budget, slots=slots, deadline=deadline, seed=seed) as search:
-            proposer = Proposer(search, max_trials or UNLIMITED, seed)
+        search = Search(
+            out, faces, chosen, fixed, budget=budget, slots=slots, deadline=deadline, seed=seed, max_trials=max_trials
+        )
+        with search:
             trial = ray.tune.with_parameters(
                 Climber,
                 pictures=Pictures.remote(store),  # type: ignore[attr-defined]
@@ -214,11 +190,11 @@ def tune(
                 gpu=gpus > 0,
             )
             resources = {"cpu": cpus_per_trial, "gpu": gpus}
-            _run(ray.tune.with_resources(trial, resources), proposer, _pruner(search), slots)
+            _run(ray.tune.with_resources(trial, resources), Proposer(search), slots)
             return search.finish()
 
 
-def _run(trial: Any, proposer: Proposer, pruner: ASHAScheduler, slots: int) -> None:
+def _run(trial: Any, proposer: Proposer, slots: int) -> None:
     """Run Ray Tune until the proposer has no more. Its own files are scratch: nothing is ever restored from them."""
     with tempfile.TemporaryDirectory(prefix="fer_scale-tune-") as scratch, _settings():
         ray.tune.Tuner(
@@ -227,7 +203,6 @@ def _run(trial: Any, proposer: Proposer, pruner: ASHAScheduler, slots: int) -> N
                 metric="accuracy",
                 mode="max",
                 search_alg=proposer,
-                scheduler=pruner,
                 num_samples=UNLIMITED,
                 max_concurrent_trials=slots,
                 reuse_actors=True,
@@ -261,17 +236,6 @@ def _settings() -> Iterator[None]:
                 os.environ.pop(key, None)
             else:
                 os.environ[key] = value
-
-
-def _pruner(search: Search) -> ASHAScheduler:
-    """ASHA over units of compute (the lowest rung is 1), told what a search that is gone on with knows already."""
-    top = REDUCTION ** (search.rungs.count - 1)
-    # a little above the top: the count of rungs is worked out from a quotient of logarithms
-    pruner = ASHAScheduler(time_attr="units", grace_period=1, max_t=top * 1.01, reduction_factor=REDUCTION)
-    for number, rung, accuracy in search.reached():
-        known: Any = types.SimpleNamespace(trial_id=f"earlier-{number}")
-        pruner._brackets[0].on_result(known, REDUCTION ** (rung - 1), accuracy)
-    return pruner
 
 
 def _slots(cluster: Cluster, cpus: float, gpus: float) -> int:

@@ -1,6 +1,8 @@
 """A search without Ray: the space, the study's memory, a trial's rungs, the record and its resume."""
 
 import json
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,8 @@ import optuna
 import pyarrow.parquet as pq
 import pytest
 import torch
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 
 from fer_scale import storage
 from fer_scale.errors import InputError
@@ -17,14 +21,17 @@ from fer_scale.faces.sample import draw
 from fer_scale.faces.store import Store
 from fer_scale.families import FAMILIES
 from fer_scale.learning.configuration import Configuration
+from fer_scale.search.journal import Journal, read
+from fer_scale.search.ladder import Choice, Policy, Rungs
 from fer_scale.search.record import Search
 from fer_scale.search.space import check_fixed, suggest
 from fer_scale.search.starts import STARTS
-from fer_scale.search.study import Study
-from fer_scale.search.trial import Rungs, Trial
+from fer_scale.search.study import Fit, Study
+from fer_scale.search.trial import Trial
 from fer_scale.verbs.ingest import ingest
 
 FAR = 4e9
+QUALITY: dict[int, float | str] = {0: 0.25, 1: 0.5, 2: "DivergedError: no", 3: 0.3}
 CPU = torch.device("cpu")
 
 
@@ -37,11 +44,14 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 def study(path: Path, families: list[str], seed: int = 0, **fixed: Any) -> Study:
-    return Study(path / "journal.log", families, fixed, seed, "a study")
+    path.mkdir(exist_ok=True)
+    return Study(Journal(str(path), path / "scratch.log").backend, families, fixed, seed, "a study")
 
 
-def row(status: str = "completed", accuracy: float | None = 0.5) -> dict[str, Any]:
-    return {"status": status, "accuracy": accuracy}
+def result(accuracy: float, top: bool = False) -> dict[str, Any]:
+    measured = {"parameters": 7, "weights": "none", "images_seen": 64, "compute_seconds": 1.5, "share": 1.0}
+    interval = {"accuracy_low": accuracy - 0.1, "accuracy_high": accuracy + 0.1}
+    return {"accuracy": accuracy, "top": top, "started": 1.0, "ended": 2.0, **measured, **interval}
 
 
 def test_every_family_is_drawn_and_every_draw_is_a_configuration() -> None:
@@ -83,9 +93,9 @@ def test_null_and_what_is_not_drawn_can_be_fixed() -> None:
 
 def test_a_start_that_does_not_go_with_what_is_fixed_is_left_out(tmp_path: Path) -> None:
     asked = study(tmp_path, ["resnet"], **check_fixed({"resnet.variant": "resnet18"}, ["resnet"]))
-    kinds = [asked.ask()[1:] for _ in range(3)]
-    assert [kind for kind, _ in kinds] == ["reference", "proposed", "proposed"]
-    assert {configuration.network.variant for _, configuration in kinds} == {"resnet18"}
+    fits = [asked.new()[1] for _ in range(3)]
+    assert [fit.start for fit in fits] == ["reference", "proposed", "proposed"]
+    assert {fit.configuration["network"]["variant"] for fit in fits} == {"resnet18"}
 
 
 def test_values_that_go_together_may_be_fixed_together() -> None:
@@ -97,112 +107,225 @@ def test_values_that_go_together_may_be_fixed_together() -> None:
 def test_a_family_without_a_start_begins_with_its_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(STARTS, "cnn1")
     asked = study(tmp_path, ["cnn1", "resnet"], **check_fixed({}, ["cnn1", "resnet"]))
-    kinds = [(kind, found.family) for _, kind, found in (asked.ask() for _ in range(4))]
+    kinds = [(fit.start, fit.configuration["family"]) for _, fit in (asked.new() for _ in range(4))]
     assert kinds[:3] == [("reference", "resnet"), ("reference", "cnn1"), ("start", "resnet")]
     assert kinds[3][0] == "proposed"
 
 
 def test_references_start_first_then_the_starts_then_proposals(tmp_path: Path) -> None:
     asked = study(tmp_path, ["cnn1", "resnet"])
-    kinds = [asked.ask()[1:] for _ in range(5)]
-    assert [(kind, c.family) for kind, c in kinds[:4]] == [
+    fits = [asked.new()[1] for _ in range(5)]
+    assert [(fit.start, fit.configuration["family"]) for fit in fits[:4]] == [
         ("reference", "resnet"),
         ("reference", "cnn1"),
         ("start", "resnet"),
         ("start", "cnn1"),
     ]
-    assert kinds[0][1] == Configuration.reference("resnet")
-    assert kinds[4][0] == "proposed"
-
-
-def test_a_study_opened_again_knows_its_rows_and_repeats_only_what_did_not_end(tmp_path: Path) -> None:
-    first = study(tmp_path, ["cnn1", "resnet"])
-    ended, _, _ = first.ask()
-    first.report(ended, 1, 0.4)
-    first.tell(ended, row("pruned", 0.4))
-    first.ask()  # killed while this one runs
-
-    again = study(tmp_path, ["cnn1", "resnet"])
-    assert again.rows == [row("pruned", 0.4)]
-    _, kind, configuration = again.ask()
-    assert (kind, configuration.family) == ("reference", "cnn1")
+    assert Configuration.from_dict(fits[0].configuration) == Configuration.reference("resnet")
+    assert fits[4].start == "proposed"
 
 
 def test_the_same_seed_proposes_the_same(tmp_path: Path) -> None:
-    def proposals(folder: str) -> list[Configuration]:
-        (tmp_path / folder).mkdir()
-        asked = study(tmp_path / folder, ["cnn1"], seed=5)
-        seen = []
+    def proposals(folder: str) -> list[Fit]:
+        asked, seen = study(tmp_path / folder, ["cnn1"], seed=5), []
         for i in range(6):
-            number, _, configuration = asked.ask()
-            asked.tell(number, row("completed", i / 10))
-            seen.append(configuration)
+            number, fit = asked.new()
+            asked.end(number, fit, result(i / 10))
+            seen.append(fit)
         return seen
 
     assert proposals("a") == proposals("b")
 
 
-def test_rungs_spend_the_budget_by_the_same_plan_whatever_its_size() -> None:
-    for compute in (60.0, 2400.0, 1e5, 1e7):
-        rungs = Rungs.within(compute)
-        assert rungs.compute(rungs.count - 1) == pytest.approx(compute / 7)
-        assert rungs.count >= 3
+def test_a_promotion_is_told_to_the_sampler_with_the_parameters_of_the_trial(tmp_path: Path) -> None:
+    asked = study(tmp_path, ["cnn1"])
+    fits = [asked.new() for _ in range(4)]
+    number, fit = fits[3]
+    asked.end(number, fit, result(0.5))
+    number, higher = asked.again(fit, 2, confirm=False)
+    assert (higher.configuration, higher.seed, higher.trial, higher.rung) == (fit.configuration, fit.seed, fit.trial, 2)
+    asked.end(number, higher, result(0.6))
+    assert asked.again(fit, 2, confirm=True)[1].seed != fit.seed
+    kept = optuna.load_study(
+        study_name="a study", storage=JournalStorage(JournalFileBackend(str(tmp_path / "scratch.log")))
+    )
+    told = kept.get_trials(states=(optuna.trial.TrialState.PRUNED,))
+    assert len(told) == 2
+    assert told[0].params == told[1].params
+    assert "augmentation" in told[0].params
 
 
-def test_a_trial_climbs_rungs_of_equal_compute(store: Store) -> None:
+class TestPolicy:
+    SIX = ("resnet", "efficientnet", "cnn2", "complex_cnn", "cnn1", "vgg16")
+
+    def play(self, seconds: float, slots: int, families: Sequence[str], limit: int = 10**6, pace: float = 1.0) -> Any:
+        """A search with a clock of its own; its policy, what began when, and when it ended."""
+        policy, rng = Policy(Rungs.within(seconds, slots, len(families)), families), np.random.default_rng(0)
+        now, running, began = 0.0, [], []
+        while True:
+            while len(running) < slots:
+                left, known = seconds - now, policy.standings
+                choice = policy.choose(left=left, pace=pace, may_open=len(known) < limit)
+                if choice is None:
+                    break
+                trial = len(known) if choice.kind == "new" else choice.trial
+                family = families[trial % len(families)]
+                policy.begins(trial, family, choice.rung, choice.kind == "confirm")
+                took = min(policy.rungs.compute(choice.rung) * pace, left)
+                running.append((now + took, trial, choice))
+                began.append((now, trial, family, choice))
+            if not running:
+                return policy, began, now
+            running.sort(key=lambda item: item[0])
+            now, trial, choice = running.pop(0)
+            quality = np.random.default_rng(trial).random() / 2 + rng.random() / 10 + choice.rung / 10
+            policy.ends(trial, choice.rung, float(quality), choice.kind == "confirm")
+
+    @pytest.mark.parametrize(("seconds", "slots"), [(1200, 2), (1200, 1), (2400, 2), (7200, 4), (1200, 30)])
+    def test_a_search_ends_in_time_with_a_confirmed_fit_for_the_highest_rung(self, seconds: float, slots: int) -> None:
+        policy, began, ended = self.play(seconds, slots, self.SIX)
+        assert ended <= seconds
+        assert ended > 0.8 * seconds
+        best = max(policy.standings.values(), key=lambda one: (one.rung, one.value))
+        assert best.rung == policy.rungs.count
+        assert any(one.rung == best.rung and one.confirmed is not None for one in policy.standings.values())
+        assert len({(trial, choice) for _, trial, _, choice in began}) == len(began)
+
+    def test_every_family_opens_before_anything_climbs_and_the_first_to_climb_are_of_different_families(self) -> None:
+        _, began, _ = self.play(1200, 2, self.SIX)
+        climbed = [at for at, (_, _, _, choice) in enumerate(began) if choice.kind == "climb"]
+        assert {family for _, _, family, _ in began[: climbed[0]]} == set(self.SIX)
+        assert len({began[at][2] for at in climbed[:3]}) == 3
+
+    def test_where_time_allows_the_best_of_every_family_climbs(self) -> None:
+        policy, _, _ = self.play(36000, 4, self.SIX)
+        assert policy.rungs.families_to >= 2
+        assert {one.family for one in policy.standings.values() if one.rung >= 2} == set(self.SIX)
+
+    def test_a_slow_machine_still_comes_to_an_end_that_is_confirmed(self) -> None:
+        policy, _, _ = self.play(1200, 2, self.SIX, pace=2.5)
+        assert any(one.confirmed is not None for one in policy.standings.values())
+
+    def test_few_trials_climb_to_the_top_without_more_of_them(self) -> None:
+        policy, began, ended = self.play(3600, 2, ["cnn1", "cnn2"], limit=4)
+        assert len(policy.standings) == 4
+        assert max(one.rung for one in policy.standings.values()) == policy.rungs.count
+        assert sum(choice.kind == "confirm" for *_, choice in began) >= 1
+        assert ended < 3600
+
+    def test_what_failed_neither_climbs_nor_holds_the_others_up(self) -> None:
+        policy = Policy(Rungs(first=1.0, count=3), ["cnn1", "cnn2"])
+        policy.begins(0, "cnn1", 1)
+        policy.begins(1, "cnn2", 1)
+        policy.ends(0, 1, None)
+        policy.ends(1, 1, 0.5)
+        assert policy.choose(left=9.5, pace=1.0, may_open=False) == Choice("climb", 3, 1)
+
+
+def trial(store: Store, compute: float) -> Trial:
     configuration = Configuration.from_dict({"family": "cnn1", "network": {"width": 0.25}, "recipe": {"batch_size": 8}})
     train, val = (store.faces(split, configuration.preprocessing) for split in ("train", "val"))
-    trial = Trial(configuration, 4, train, val, Rungs(first=0.3, count=2), 0, CPU)
-    trial.measure()
-    assert trial.climb(FAR)
-    low = trial.score()
-    assert trial.climb(FAR)
-    high = trial.score()
-    assert (low["rung"], high["rung"]) == (1, 2)
-    assert high["images_seen"] == pytest.approx(3 * low["images_seen"], rel=0.1)
-    assert high["accuracy_low"] <= high["accuracy"] <= high["accuracy_high"]
+    made = Trial(configuration, 4, train, val, compute=compute, seed=0, device=CPU)
+    made.measure()
+    return made
 
 
-def test_a_deadline_ends_a_rung_without_a_score_of_it(store: Store) -> None:
-    configuration = Configuration.from_dict({"family": "cnn1", "network": {"width": 0.25}, "recipe": {"batch_size": 8}})
-    train, val = (store.faces(split, configuration.preprocessing) for split in ("train", "val"))
-    trial = Trial(configuration, 4, train, val, Rungs(first=60.0, count=2), 0, CPU)
-    trial.measure()
-    assert not trial.climb(deadline=0.0)
-    assert trial.score()["rung"] == 0
+def test_a_fit_takes_the_compute_that_it_was_given(store: Store) -> None:
+    low, high = trial(store, 0.2), trial(store, 1.0)
+    assert (low.run(FAR), high.run(FAR)) == (1.0, 1.0)
+    assert high.score()["images_seen"] > 2 * low.score()["images_seen"]
+    assert high.score()["accuracy_low"] <= high.score()["accuracy"] <= high.score()["accuracy_high"]
+
+
+def test_a_deadline_shortens_a_fit_and_its_schedule(store: Store) -> None:
+    cut = trial(store, 3600.0)
+    began = time.time()
+    assert 0 < cut.run(deadline=began + 2.0) < 1
+    assert time.time() - began < 4
+    assert cut.score()["accuracy"] >= 0
+    assert all(group["lr"] < 0.2 * 1e-3 for group in cut.learner._optimizer.param_groups)
 
 
 class TestRecord:
-    def open(self, out: Path, store: Store, **changed: Any) -> Search:
-        options: dict[str, Any] = {"budget": 60.0, "slots": 1, "deadline": FAR, "seed": 0, **changed}
+    def open(self, out: Path | str, store: Store, **changed: Any) -> Search:
+        options: dict[str, Any] = {"budget": 600.0, "slots": 1, "deadline": FAR, "seed": 0, **changed}
         return Search(str(out), store, ["cnn1", "cnn2"], {}, **options)
 
-    def result(self, rung: int, accuracy: float, status: str = "running") -> dict[str, Any]:
-        measured = {"parameters": 7, "weights": "none", "images_seen": 64, "compute_seconds": 1.5}
-        interval = {"accuracy_low": accuracy - 0.1, "accuracy_high": accuracy + 0.1}
-        return {"rung": rung, "accuracy": accuracy, "status": status, "reason": "", **measured, **interval}
+    def play(self, search: Search, limit: int = 100) -> list[Fit]:
+        """Fits come to what QUALITY says of their trial, until none is worth it or ``limit`` ended."""
+        fits: list[Fit] = []
+        while len(fits) < limit and (found := search.next()) is not None:
+            number, fit = found
+            quality = QUALITY[fit.trial]
+            got = (
+                {"reason": quality} if isinstance(quality, str) else result(quality + fit.rung / 20 - fit.confirm / 50)
+            )
+            search.end(number, got)
+            fits.append(fit)
+        return fits
 
-    def test_rows_say_why_trials_ended_and_survive_a_kill(self, tmp_path: Path, store: Store) -> None:
-        with self.open(tmp_path / "s", store) as search:
-            (a, _), (b, _), (c, _) = (search.ask() for _ in range(3))
-            for rung in (1, 2):
-                search.score(a, self.result(rung, 0.2 * rung))
-            search.end(a, self.result(3, 0.6))  # Ray Tune tells of the last rung with the end alone
-            search.end(b, self.result(1, 0.55))
-            search.end(c, {"status": "failed", "reason": "DivergedError: no"})
-        # no finish(): the driver was killed here
-        with self.open(tmp_path / "s", store) as again:
-            assert again.begun == 3
-            assert again.reached() == [(a, 1, 0.2), (a, 2, 0.4), (a, 3, pytest.approx(0.6)), (b, 1, 0.55)]
-            done = again.finish()
+    def test_rows_say_how_trials_ended(self, tmp_path: Path, store: Store) -> None:
+        with self.open(tmp_path / "s", store, max_trials=4) as search:
+            fits = self.play(search)
+            done = search.finish()
+        assert {(fit.trial, fit.rung, fit.confirm) for fit in fits if fit.trial == 1} == {
+            (1, 1, False),
+            (1, 2, False),
+            (1, 3, False),
+            (1, 3, True),
+        }
         table = pq.read_table(tmp_path / "s" / "trials.parquet").to_pylist()
-        assert [r["status"] for r in table] == ["completed", "pruned", "failed"]
+        assert [r["status"] for r in table] == ["pruned", "completed", "failed", "pruned"]
         assert table[2]["reason"] == "DivergedError: no"
-        assert table[0]["scores"] == pytest.approx([0.2, 0.4, 0.6])
-        assert done["best"]["trial_id"] == a
+        assert table[1]["scores"] == pytest.approx([0.55, 0.6, 0.65])
+        assert (table[1]["confirmed"], table[1]["compute_seconds"]) == (pytest.approx(0.63), 6.0)
+        assert done["best"]["trial_id"] == 1
         board = json.loads((tmp_path / "s" / "leaderboard.json").read_text())
-        assert [r["tie"] for r in board["trials"]] == [False, True]
+        assert (board["trials"][0]["rank"], board["trials"][0]["trial_id"]) == (1, 1)
+        assert len(board["trials"]) == 3
         assert (tmp_path / "s" / "report.html").stat().st_size > 1000
+
+    def test_trials_that_val_cannot_tell_from_the_best_are_ties(self, tmp_path: Path, store: Store) -> None:
+        with self.open(tmp_path / "s", store) as search:
+            self.play(search, limit=2)
+            assert [row["tie"] for row in search.leaderboard()] == [False, False]
+        QUALITY[0] = 0.45
+        with self.open(tmp_path / "t", store) as search:
+            self.play(search, limit=2)
+            QUALITY[0] = 0.25
+            assert [(row["trial_id"], row["tie"]) for row in search.leaderboard()] == [(1, False), (0, True)]
+            assert sum(search.table()["tie"].to_pylist()) == 1
+
+    def test_a_search_killed_at_any_line_of_its_journal_goes_on_as_if_it_had_not_been(
+        self, tmp_path: Path, store: Store
+    ) -> None:
+        def known(search: Search) -> list[Any]:
+            columns = ("trial_id", "configuration", "scores", "confirmed", "status", "reason", "compute_seconds")
+            return [[row[name] for name in columns] for row in search.table().to_pylist()]
+
+        with self.open(tmp_path / "whole", store, max_trials=4) as search:
+            self.play(search)
+            expected = known(search)
+        journal = (tmp_path / "whole" / "journal.log").read_bytes()
+        ends = [at + 1 for at, byte in enumerate(journal) if byte == ord("\n")]
+        for at in [*ends[::5], ends[-3] + 4]:
+            out = tmp_path / f"killed-{at}"
+            out.mkdir()
+            (out / "search.json").write_bytes((tmp_path / "whole" / "search.json").read_bytes())
+            (out / "journal.log").write_bytes(journal[:at])
+            with self.open(out, store, max_trials=4) as again:
+                self.play(again)
+                assert [row[2:] for row in known(again)] == [row[2:] for row in expected]
+                assert [row[0] for row in known(again)] == [0, 1, 2, 3]
+
+    def test_a_fit_whose_process_dies_is_begun_once_more(self, tmp_path: Path, store: Store) -> None:
+        with self.open(tmp_path / "s", store) as search:
+            number, fit = search.next() or pytest.fail("nothing to fit")
+            search.end(number, {"died": True, "reason": "its process died"})
+            assert search.next() == (number, fit)
+            search.end(number, {"died": True, "reason": "its process died"})
+            assert search.table().to_pylist()[0]["reason"] == "its process died"
+            assert (search.next() or pytest.fail("nothing to fit"))[1].trial == 1
 
     def test_another_seed_or_store_is_another_search(self, tmp_path: Path, store: Store) -> None:
         with self.open(tmp_path / "s", store):
@@ -210,15 +333,30 @@ class TestRecord:
         with pytest.raises(InputError, match="seed 1"):
             self.open(tmp_path / "s", store, seed=1)
 
+    def test_two_at_once_are_refused(self, tmp_path: Path, store: Store) -> None:
+        with self.open(tmp_path / "s", store), pytest.raises(InputError, match="at work"):  # noqa: SIM117
+            with self.open(tmp_path / "s", store):
+                pass
+
     def test_a_search_lives_on_s3_alone(self, s3: str, store: Store) -> None:
         out = f"{s3}/search"
-        options: dict[str, Any] = {"budget": 60.0, "slots": 1, "deadline": FAR, "seed": 0}
-        with Search(out, store, ["cnn1"], {}, **options) as search:
-            number, _ = search.ask()
-            search.end(number, self.result(1, 0.5))
-        with Search(out, store, ["cnn1"], {}, **options) as again:
-            assert again.begun == 1
-        assert storage.exists(f"{out}/journal.log")
+        with self.open(out, store) as search:
+            self.play(search, limit=2)
+            assert not storage.exists(f"{out}/journal.log")  # killed now, the pieces alone would be there
+            pieces = read(out)
+        with self.open(out, store, max_trials=4) as again:
+            assert read(out) == pieces
+            self.play(again)
+            assert again.table()["accuracy"].to_pylist()[0] == pytest.approx(0.25 + 0.1)
+            assert again.table()["trial_id"].to_pylist() == [0, 1, 2, 3]
+
+
+def test_the_journal_opens_in_optuna(tmp_path: Path, store: Store) -> None:
+    with TestRecord().open(tmp_path / "s", store, max_trials=2) as search:
+        TestRecord().play(search, limit=2)
+    journal = JournalStorage(JournalFileBackend(str(tmp_path / "s" / "journal.log")))
+    (name,) = optuna.get_all_study_names(journal)
+    assert len(optuna.load_study(study_name=name, storage=journal).trials) == 2
 
 
 def test_faces_of_a_split_come_in_the_size_that_was_asked_for(store: Store) -> None:

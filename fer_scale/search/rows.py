@@ -1,0 +1,122 @@
+"""The rows of the trials table, made from what is known of their fits."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from fer_scale.search.ladder import Rungs
+from fer_scale.search.study import Fit
+
+TRIALS_SCHEMA = pa.schema(
+    [
+        ("trial_id", pa.int64()),
+        ("start", pa.string()),
+        ("family", pa.string()),
+        ("configuration", pa.string()),
+        ("parameters", pa.int64()),
+        ("input", pa.string()),
+        ("weights", pa.string()),
+        ("images_seen", pa.int64()),
+        ("compute_seconds", pa.float64()),
+        ("rung", pa.int64()),
+        ("accuracy", pa.float64()),
+        ("accuracy_low", pa.float64()),
+        ("accuracy_high", pa.float64()),
+        ("confirmed", pa.float64()),
+        ("confirmed_low", pa.float64()),
+        ("confirmed_high", pa.float64()),
+        ("tie", pa.bool_()),
+        ("images_per_second", pa.float64()),
+        ("cost_per_million", pa.float64()),
+        ("scores", pa.list_(pa.float64())),
+        ("seed", pa.int64()),
+        ("status", pa.string()),
+        ("reason", pa.string()),
+        ("started", pa.float64()),
+        ("ended", pa.float64()),
+    ]
+)
+"""``accuracy``, ``images_seen`` and ``seed`` are of the fit for the highest rung, ``compute_seconds`` of all fits;
+``scores`` holds the accuracy at each rung from the lowest on (null where it was passed over), ``started`` and ``ended``
+are unix seconds."""
+
+OF_FIT = ("parameters", "weights", "images_seen", "accuracy", "accuracy_low", "accuracy_high")
+
+
+def begun(fit: Fit, started: float) -> dict[str, Any]:
+    """The row of a trial that has just begun."""
+    seen = fit.configuration["preprocessing"]
+    return {
+        **dict.fromkeys(TRIALS_SCHEMA.names),
+        "trial_id": fit.trial,
+        "start": fit.start,
+        "family": fit.configuration["family"],
+        "configuration": json.dumps(fit.configuration),
+        "input": f"{seen['size']}x{seen['size']}x{seen['channels']}",
+        "images_seen": 0,
+        "compute_seconds": 0.0,
+        "rung": 0,
+        "tie": False,
+        "scores": [],
+        "seed": fit.seed,
+        "status": "running",
+        "reason": "",
+        "started": started,
+    }
+
+
+def take_in(row: dict[str, Any], fit: Fit, result: Mapping[str, Any], rungs: Rungs) -> None:
+    """A fit of the row's trial ended."""
+    row["compute_seconds"] = round(row["compute_seconds"] + result.get("compute_seconds", 0.0), 3)
+    row["ended"] = result["ended"]
+    if fit.confirm:
+        if result.get("accuracy") is not None:
+            row.update({name: result[was] for name, was in _CONFIRMED.items()})
+        return
+    if result.get("accuracy") is None:
+        known = row["accuracy"] is not None
+        row.update({key: result[key] for key in OF_FIT[:2] if key in result})
+        row["images_seen"] = row["images_seen"] if known else result.get("images_seen", 0)
+        row["status"] = "failed"
+        row["reason"] = result["reason"] + (f" (on the way to rung {fit.rung})" if known else "")
+        return
+    row.update({key: result[key] for key in OF_FIT})
+    row["scores"] = [*row["scores"], *[None] * (fit.rung - 1 - len(row["scores"])), result["accuracy"]]
+    row["rung"], row["seed"] = fit.rung, fit.seed
+    if result["share"] < 1:
+        row["status"] = "time budget"
+        row["reason"] = f"given {100 * result['share']:.0f} % of rung {fit.rung}, annealed to the deadline"
+    elif fit.rung >= rungs.count:
+        row["status"], row["reason"] = "completed", "reached the highest rung"
+    else:
+        row["status"], row["reason"] = "pruned", f"not promoted from rung {fit.rung}"
+
+
+_CONFIRMED = {"confirmed": "accuracy", "confirmed_low": "accuracy_low", "confirmed_high": "accuracy_high"}
+
+
+def value(row: Mapping[str, Any]) -> float:
+    """By what rows are ranked: the accuracy, or where it was confirmed the mean of both seeds."""
+    accuracy: float = row["accuracy"]
+    return accuracy if row["confirmed"] is None else (accuracy + row["confirmed"]) / 2
+
+
+def ranked(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The scored rows, best first."""
+    scored = [row for row in rows if row["accuracy"] is not None]
+    return sorted(scored, key=lambda row: (-value(row), row["parameters"]))
+
+
+def mark_ties(scored: Sequence[dict[str, Any]]) -> None:
+    """Set ``tie`` on the ranked rows that val cannot tell from the best: their interval holds its accuracy."""
+    for rank, row in enumerate(scored):
+        row["tie"] = rank > 0 and row["accuracy_high"] >= value(scored[0])
+
+
+def network_key(configuration: Mapping[str, Any]) -> str:
+    """What decides how fast a network infers: all but how it is fitted."""
+    network = {key: v for key, v in configuration["network"].items() if "dropout" not in key and key != "weights"}
+    parts = [configuration["family"], network, configuration["preprocessing"], configuration["test_time_flip"]]
+    return json.dumps(parts, sort_keys=True)
