@@ -63,7 +63,9 @@ def timed(work: Path, name: str, command: list[str], folder: Path) -> dict[str, 
     lines = (work / f"{name}.log").read_text().splitlines()
     if done.returncode:
         sys.exit("\n".join([*lines[-40:], f"{' '.join(command)} ended with {done.returncode}; its log: {log.name}"]))
-    return {"seconds": round(time.monotonic() - began, 1), "end": [line for line in lines if line.strip()][-3:]}
+    # those with ━ are pip's bars
+    said = [line for line in lines if line.strip() and "━" not in line]
+    return {"seconds": round(time.monotonic() - began, 1), "end": said[-3:]}
 
 
 def main() -> None:

@@ -208,7 +208,7 @@ def best_so_far(ends: Series, accuracies: Series) -> Markup:
         axes.step(ends, best, where="post", color=colour(0), label="best so far")
         axes.set_xlim(left=0)
         _percent_axis(axes.yaxis)
-        axes.legend(loc="lower right")
+        axes.legend(loc="best")
     return drawing.svg
 
 

@@ -12,12 +12,19 @@ from fer_scale.faces.records import Columns, Record
 from fer_scale.faces.tables import read_picture
 
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".jpe", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+DOCUMENTS = ("readme", "license", "licence", "notice")
+"""What data sets bring beside their folders; nobody has to be told that these are no pictures."""
 LISTING_ROWS = 65536
 
 
 def is_hidden(name: str) -> bool:
     """Whether a relative path is a system's own: ``.DS_Store``, ``__MACOSX/...``, anything behind a dot."""
     return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+
+
+def is_document(name: str) -> bool:
+    """Whether a relative path is a data set's README or licence."""
+    return os.path.splitext(os.path.basename(name))[0].lower() in DOCUMENTS
 
 
 class Layout:
@@ -105,7 +112,7 @@ class FolderSource:
         self.layout = Layout(listing.folders, columns, classes)
         self.remarks: list[str] = []
         self.total: int | None = sum(self.layout.is_input(name) for name, _ in listing)
-        ignored = sum(listing.endings.values()) - self.total
+        ignored = sum(not self.layout.is_input(name) and not is_document(name) for name, _ in listing)
         if ignored:
             self.remarks.append(f"left out: {ignored} file(s) outside the class folders that are no pictures")
 

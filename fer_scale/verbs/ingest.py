@@ -204,8 +204,9 @@ def _versions() -> dict[str, Any]:
 
 def _remark(splits: dict[str, dict[str, int]]) -> None:
     """Say what each split holds, and which class is missing where."""
+    width = max(len(f"{number:,}") for by_class in splits.values() for number in by_class.values())
     for split, by_class in splits.items():
-        say(f"{split:6}" + "  ".join(f"{name} {number:,}" for name, number in by_class.items()))
+        say(f"{split:6}" + "  ".join(f"{name} {number:>{width},}" for name, number in by_class.items()))
     if not sum(splits[SPLITS[TRAIN]].values()):
         warn("no picture is in train: the store can be evaluated on, not fitted to")
     for split, by_class in splits.items():
