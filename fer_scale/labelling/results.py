@@ -96,6 +96,7 @@ def summarise(ledger: Ledger, run: dict[str, Any], new: int, certificate: dict[s
     return {
         **counts,
         **({"accepted": accepted, "review": counts["faces"] - accepted} if promised else {}),
+        **_by_whom(entries, run),
         "new": new,
         "images_per_second": round(ledger.labelled_images / max(ledger.seconds, 1e-3), 2),
         "seconds": round(ledger.seconds, 3),
@@ -106,6 +107,12 @@ def summarise(ledger: Ledger, run: dict[str, Any], new: int, certificate: dict[s
         "drift": _drift(entries, run),
         "certificate": certificate,
     }
+
+
+def _by_whom(entries: list[Entry], run: dict[str, Any]) -> dict[str, int]:
+    """Of a cascade, how many of the inferred images each network answered."""
+    names = ("first", "second") if run["settings"].get("cascade") else ()
+    return {f"answered_by_{name}": sum(entry.get(name, 0) for entry in entries) for name in names}
 
 
 def _drift(entries: list[Entry], run: dict[str, Any]) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ The assumption: calib and the pictures to be labelled are drawn alike, and the m
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -25,14 +25,23 @@ from fer_scale.faces.labels import OTHER
 if TYPE_CHECKING:
     import pandas as pd
 
-    from fer_scale.bundle import Bundle
-
 LEVEL = 0.95
 """With what probability, over the draw of calib, the promise holds."""
 CANDIDATES = 100
 """Thresholds that are tried: even quantiles of val's confidences."""
 NEVER = -1.0
 """Confidence of a label that no threshold accepts."""
+
+
+class Known(Protocol):
+    """A bundle or a cascade, as far as it is calibrated on."""
+
+    @property
+    def classes(self) -> list[str]:
+        """In order."""
+
+    def calibration(self) -> "pd.DataFrame":
+        """As `fer_scale.bundle.Bundle.calibration`."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +128,7 @@ def accept(val: Outcomes, calib: Outcomes, max_error: float, level: float = LEVE
     return Acceptance(max_error, level, best[0], rows, best[1], best[2])
 
 
-def promise(bundle: "Bundle", max_error: float) -> Acceptance:
+def promise(bundle: Known, max_error: float) -> Acceptance:
     """`accept` on what a bundle keeps of val and calib; warns where nothing can be accepted.
 
     Raises:

@@ -16,16 +16,14 @@ with the same confidence look alike from here. `fer-scale certify` measures it.
 """
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy.special import chdtrc, kolmogorov  # scipy.stats takes seconds to import
 
 from fer_scale.errors import InputError
-
-if TYPE_CHECKING:
-    from fer_scale.bundle import Bundle
+from fer_scale.learning.acceptance import Known
 
 BINS = 20
 """Of a histogram of confidences, from 0 to 1."""
@@ -87,7 +85,7 @@ def bins(confidence: npt.NDArray[np.float32]) -> list[int]:
     return counts
 
 
-def on_calib(bundle: "Bundle") -> dict[str, Any] | None:
+def on_calib(bundle: Known) -> dict[str, Any] | None:
     """What a bundle's network answered on calib, as plain values; None where the bundle does not keep it."""
     try:
         rows = bundle.calibration()

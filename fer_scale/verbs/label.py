@@ -17,7 +17,8 @@ from fer_scale.faces.images import PREPROCESSING_VERSION
 from fer_scale.labelling import ledger
 from fer_scale.labelling.lease import Lease
 from fer_scale.labelling.sources import Source
-from fer_scale.learning.acceptance import promise
+from fer_scale.learning.acceptance import Known, promise
+from fer_scale.learning.cascade import cascade
 from fer_scale.learning.drift import on_calib
 from fer_scale.predictor import EngineName
 from fer_scale.verbs.label_quote import quote
@@ -53,6 +54,8 @@ def label(
     engine: EngineName = "auto",
     requests_per_second: float | None = None,
     max_error: float | None = None,
+    first: PathLike | None = None,
+    tolerance: float = 0.005,
     retry_errors: bool = False,
     dry_run: bool = False,
     price_per_hour: float | None = None,
@@ -81,6 +84,8 @@ def label(
         requests_per_second: the most requests to S3 that all workers together make in a second.
         max_error: the largest share of errors among accepted labels, as 0.05: adds the column ``accepted``, by a
             threshold that the bundle's calib rows prove with 95 % confidence (`learning.acceptance`).
+        first: the bundle of a smaller model: ``bundle`` is only asked where that one is not sure.
+        tolerance: the accuracy that ``first`` may cost, with 95 % confidence, proven on calib (`learning.cascade`).
         retry_errors: try the images again that ended as errors.
         dry_run: label a sample of what is left to do, write nothing, and say what the whole would take.
         price_per_hour: of the whole cluster, in any currency: a dry run says what the run would cost.
@@ -90,13 +95,14 @@ def label(
 
     Returns:
         What summary.json holds: inputs = labelled + no_face + errors, faces, duplicates, new (answered by
-        this call), images_per_second and seconds (of all calls that worked on `out`), model_id, run_id. Of a dry
-        run: images, to_label, sampled, seconds and hours of labelling, images_per_second, workers, memory_mib (of all
-        processes) and memory_mib_per_worker, requests to S3 (and of these get, put, list), output_mib; and price.
+        this call), images_per_second and seconds (of all calls that worked on `out`), model_id, run_id; with ``first``
+        answered_by_first and answered_by_second. Of a dry run: images, to_label, sampled, seconds and hours of
+        labelling, images_per_second, workers, memory_mib (of all processes) and memory_mib_per_worker, requests to S3
+        (and of these get, put, list), output_mib; and price.
 
     Raises:
         InputError: source, bundle or out cannot be used, another run is at work on ``out`` or began it with another
-            model or setting, the cluster is too small, or the bundle's calib rows are too few for ``max_error``.
+            model or setting, the cluster is too small, ``first`` does not fit, or the bundle's calib rows are too few.
     """
     set_quiet(quiet)
     if price_per_hour is not None and not (dry_run and price_per_hour >= 0):
@@ -117,9 +123,16 @@ def label(
     run = None if overwrite else ledger.manifest(out)
     settings = _settings(model, found, engine, run)
     settings["faces"] = asdict(Detection(weights=mtcnn.release())) if faces == "detect" else None
+    known: Known = model
+    if first is not None:
+        first = storage.normal(first)
+        proven, known = cascade(Bundle.load(first), model, tolerance, max_error is not None)
+        settings.update(first=proven.first_model_id, tolerance=tolerance, cascade=asdict(proven))
+    else:
+        settings.update(first=None, tolerance=None, cascade=None)
     settings["max_error"] = max_error  # before what follows from it: a refusal names the first that differs
-    settings["acceptance"] = None if max_error is None else asdict(promise(model, max_error))
-    wish = Wish(workers, requests_per_second, retry_errors)
+    settings["acceptance"] = None if max_error is None else asdict(promise(known, max_error))
+    wish = Wish(workers, requests_per_second, retry_errors, first)
     if dry_run:
         if run is not None:
             ledger.compare(out, run, settings)
@@ -135,7 +148,7 @@ def label(
             if overwrite:
                 for name in OURS:
                     storage.delete(storage.join(out, name))
-            begun = ledger.fix(out, settings, run_id, on_calib(model))
+            begun = ledger.fix(out, settings, run_id, on_calib(known))
             session = Session(out, found, begun, lease, wish)
             return session.run(bundle, cluster)
 

@@ -17,7 +17,7 @@ from fer_scale.labelling.sources import Source
 from fer_scale.labelling.units import Unit
 from fer_scale.labelling.worker import Worker
 from fer_scale.verbs.label_session import crew, engine_of
-from fer_scale.verbs.label_stream import Job, Labeller, Wish, messages, row, worker_of
+from fer_scale.verbs.label_stream import Job, Labeller, Wish, messages, predictor_of, row, worker_of
 
 
 def quote(
@@ -105,7 +105,7 @@ class Sampler(Labeller):
 
     def load(self) -> Worker:
         """A worker that publishes nothing."""
-        worker = worker_of(self.job, self._discard)
+        worker = worker_of(self.job, predictor_of(self.job), self._discard)
         self._requests = storage.requests_made()
         return worker
 

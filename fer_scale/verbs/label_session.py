@@ -76,6 +76,9 @@ class Session:
             f"{summary['no_face']:,} without a face, {summary['errors']:,} errors, "
             f"{summary['duplicates']:,} duplicates; {self._new:,} of them now"
         )
+        if "answered_by_first" in summary:
+            first, second = summary["answered_by_first"], summary["answered_by_second"]
+            say(f"{first:,} answered by the first model, {second:,} by the second")
         if "accepted" in summary:
             say(f"{summary['accepted']:,} accepted, {summary['review']:,} for review")
         if summary["drift"] and summary["drift"]["found"]:

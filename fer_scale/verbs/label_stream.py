@@ -25,8 +25,9 @@ from fer_scale.labelling.ledger import Entry, Plan
 from fer_scale.labelling.reading import Reader
 from fer_scale.labelling.sources import Source
 from fer_scale.labelling.units import Unit
-from fer_scale.labelling.worker import Worker
+from fer_scale.labelling.worker import Answers, Worker
 from fer_scale.learning.acceptance import Acceptance
+from fer_scale.learning.cascade import Cascade
 from fer_scale.storage import CONNECTIONS, is_s3, limit_requests, write_bytes
 
 ACTOR_CPUS = 0.8
@@ -47,6 +48,8 @@ class Wish:
     workers: int | None
     requests_per_second: float | None
     retry_errors: bool
+    first: str | None = None
+    """Where the first model of a cascade is; which one it is, is a setting."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,9 @@ class Job:
     """None takes pictures as they are."""
     workers: int
     """Actors."""
+    cascade: Cascade | None
+    first: str | None
+    """The first model's bundle."""
     requests_per_second: float | None
     """To S3, of all actors together."""
 
@@ -84,6 +90,8 @@ class Job:
             retry_errors=wish.retry_errors,
             acceptance=Acceptance(**promised) if promised else None,
             detection=Detection(**faces) if (faces := settings["faces"]) else None,
+            cascade=Cascade(**settings["cascade"]) if settings.get("cascade") else None,
+            first=wish.first,
             workers=workers,
             requests_per_second=wish.requests_per_second,
         )
@@ -228,6 +236,7 @@ class Labeller:
     def __init__(self, job: Job) -> None:
         self.job = job
         self._worker: Worker | None = None
+        self._predictor: Answers | None = None
         self._loading = threading.Lock()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -247,26 +256,44 @@ class Labeller:
 
     def load(self) -> Worker:
         """What labels in this actor."""
-        return worker_of(self.job)
+        self._predictor = predictor_of(self.job)
+        return worker_of(self.job, self._predictor)
 
     def told(self, worker: Worker, unit: Unit) -> dict[str, Any]:
         """Label the unit; gives the message for the driver."""
-        return {"entry": worker.label(unit, self.job.retry_errors)}
+        counted = getattr(self._predictor, "counted", None)  # of a cascade: who answered, in this thread
+        if counted is None:
+            return {"entry": worker.label(unit, self.job.retry_errors)}
+        counted()
+        entry = worker.label(unit, self.job.retry_errors)
+        entry["first"], entry["second"] = counted()
+        return {"entry": entry}
 
 
-def worker_of(job: Job, write: Callable[[str, bytes], None] = write_bytes) -> Worker:
-    """Load the model; ``write`` publishes."""
+def predictor_of(job: Job) -> Answers:
+    """Load the model, or the two of a cascade."""
     # Here alone, so that the process that lists, which loads this module too, does without what a model takes.
     from fer_scale.bundle import Bundle
+    from fer_scale.labelling.cascaded import Cascaded
     from fer_scale.predictor import Predictor
 
-    bundle = Bundle.load(job.bundle)
-    if bundle.model_id != job.model_id:
-        raise InputError(
-            f"{job.bundle} is model {bundle.model_id} on another machine", f"model {job.model_id} everywhere",
-            "put the bundle where all machines read the same",
-        )  # fmt: skip
-    predictor = Predictor.load(bundle, engine=job.engine, threads=1)
+    def load(path: str, model_id: str) -> Predictor:
+        bundle = Bundle.load(path)
+        if bundle.model_id != model_id:
+            raise InputError(
+                f"{path} is model {bundle.model_id} on another machine", f"model {model_id} everywhere",
+                "put the bundle where all machines read the same",
+            )  # fmt: skip
+        return Predictor.load(bundle, engine=job.engine, threads=1)
+
+    second = load(job.bundle, job.model_id)
+    if job.first is None or job.cascade is None or job.cascade.threshold is None:
+        return second
+    return Cascaded(load(job.first, job.cascade.first_model_id), second, job.cascade.threshold)
+
+
+def worker_of(job: Job, predictor: Answers, write: Callable[[str, bytes], None] = write_bytes) -> Worker:
+    """What labels with a predictor; ``write`` publishes."""
     if job.requests_per_second is not None:
         limit_requests(job.requests_per_second / job.workers)
     reader = Reader(job.source.image_column, job.source.id_column)

@@ -19,6 +19,8 @@ from PIL import Image
 
 from fer_scale.cluster import Cluster, connected
 from fer_scale.errors import InputError
+from fer_scale.faces.images import Preprocessing, prepare
+from fer_scale.predictor import Predictor
 from fer_scale.verbs.label import crew, label
 from tests.bundles import write_bundle
 
@@ -201,14 +203,41 @@ def test_a_dry_run_quotes_the_run_that_follows_and_writes_nothing(
     assert label(bundle, root, out, dry_run=True)["to_label"] == 0
 
 
-def calibration() -> pd.DataFrame:
-    """Answers on val and calib that are right from a confidence of 0.3 on, and wrong below."""
-    rng = np.random.default_rng(0)
-    confidence = rng.uniform(0.25, 0.5, 800)
+def calibration(confidence: np.ndarray | None = None, right_from: float = 0.3) -> pd.DataFrame:
+    """Answers on val and calib that are right from a confidence on, and wrong below."""
+    if confidence is None:
+        confidence = np.random.default_rng(0).uniform(0.25, 0.5, 800)
+    half = len(confidence) // 2
     rest = (1 - confidence) / 3
-    found = pd.DataFrame({"split": ["val", "calib"] * 400, "id": [str(n) for n in range(800)]})
-    found["label"] = np.where(confidence >= 0.3, "happy", "sad")
+    found = pd.DataFrame({"split": ["val", "calib"] * half, "id": [str(n) for n in range(2 * half)]})
+    found["label"] = np.where(confidence >= right_from, "happy", "sad")
     return found.assign(prob_happy=confidence, prob_sad=rest, prob_surprised=rest, prob_neutral=rest)
+
+
+def test_the_second_model_is_asked_where_the_first_is_not_sure(session: None, tmp_path: Path) -> None:
+    root, out = faces(tmp_path / "faces", 40), tmp_path / "out"
+    models = [Predictor.load(write_bundle(tmp_path / f"{seed}", seed=seed), engine="onnx") for seed in (1, 2)]
+    images = np.stack([prepare((root / f"{n:04d}.png").read_bytes(), Preprocessing()) for n in range(40)])
+    small, large = (model.probabilities(images) for model in models)
+    middle = float(np.median(small.max(axis=1)))
+    confidence = np.random.default_rng(0).uniform(middle - 0.01, middle + 0.01, 4000)
+    known = calibration(confidence, middle)
+    first = write_bundle(tmp_path / "first", seed=1, calibration=known)
+    second = write_bundle(tmp_path / "second", seed=2, calibration=calibration(confidence, 0.0))
+    found = label(second, root, out, first=first)
+    settings = json.loads((out / "run.json").read_text())["settings"]
+    threshold = settings["cascade"]["threshold"]
+    assert abs(threshold - middle) < 0.001
+    sure = small.max(axis=1) >= np.float32(threshold)
+    assert 0 < sure.sum() < 40
+    assert (found["answered_by_first"], found["answered_by_second"]) == (sure.sum(), 40 - sure.sum())
+    expected = np.where(sure[:, None], small, large)
+    got = np.array([rows(out)[f"{n:04d}.png"] for n in range(40)])
+    assert np.abs(got - expected).max() < 1e-5
+    assert "The cascade" in (out / "report.html").read_text()
+    assert label(second, root, out, first=first)["new"] == 0
+    with pytest.raises(InputError, match="first None, where the run in"):
+        label(second, root, out)
 
 
 def test_what_is_accepted_follows_the_promise(session: None, bundle: Path, tmp_path: Path) -> None:
