@@ -290,7 +290,7 @@ def job(verb: str) -> None:
 def run(arguments: list[str]) -> int:
     """`main`, but the exit code is returned."""
     call: Call | None = None
-    signal.signal(signal.SIGTERM, _interrupt)  # `ray job stop` and schedulers stop a job so
+    signal.signal(signal.SIGTERM, lambda *_: _stop(call))
     try:
         call = app(arguments, prog_name="fer-scale", standalone_mode=False)
         if not isinstance(call, Call):
@@ -298,8 +298,10 @@ def run(arguments: list[str]) -> int:
         result: Mapping[str, Any] = getattr(fer_scale, call.verb)(**call.arguments)
         show(result, call.json)
         return 0 if result.get("healthy", True) else UNHEALTHY
+    except _Terminated:
+        return 130
     except KeyboardInterrupt:
-        return fail(HOW_TO_GO_ON[call.verb] if call else "stopped", 130)
+        return fail(_how_to_go_on(call), 130)
     except typer.TyperException as error:
         return fail(f"{error.format_message()} See fer-scale --help.", 2)
     except BrokenPipeError:
@@ -309,5 +311,16 @@ def run(arguments: list[str]) -> int:
         return explain(error, "--debug" in arguments)
 
 
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM came, and how to go on has been said."""
+
+
+def _stop(call: Call | None) -> None:
+    """As after Ctrl-C, for `ray job stop` and schedulers; said at once, because Ray kills a job three seconds later."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.write(2, f"fer-scale: {_how_to_go_on(call)}\n".encode())  # print must not interrupt a print
+    raise _Terminated
+
+
+def _how_to_go_on(call: Call | None) -> str:
+    return HOW_TO_GO_ON[call.verb] if call else "stopped"

@@ -16,7 +16,7 @@ from fer_scale.labelling.ledger import COMMIT_SECONDS, Ledger, Plan
 from fer_scale.labelling.sources import Source
 from fer_scale.labelling.units import Unit
 from fer_scale.predictor import EngineName
-from fer_scale.verbs.label_stream import ACTOR_CPUS, LISTING_CPUS, Job, Wish, stream
+from fer_scale.verbs.label_stream import ACTOR_CPUS, Job, Wish, stream
 
 
 def engine_of(cluster: Cluster, engine: EngineName) -> Literal["onnx", "torch"]:
@@ -32,14 +32,14 @@ def crew(cluster: Cluster, engine: str, workers: int | None = None) -> tuple[int
     Raises:
         InputError: the cluster has too few CPUs or GPUs.
     """
+    room = sum(int((cpus + TOLERANCE) / ACTOR_CPUS) for cpus in cluster.machines)  # an actor lies on one machine
     if engine == "torch" and cluster.gpus >= 1:
-        # An actor with a GPU takes its share of a CPU as well, and the listing has to find room beside them.
-        room = (cluster.cpus - LISTING_CPUS + TOLERANCE) / ACTOR_CPUS
+        # An actor with a GPU takes a CPU as well.
         workers = workers or max(1, int(min(cluster.gpus, room)))
-        cluster.require(cpus=workers * ACTOR_CPUS + LISTING_CPUS, gpus=workers)
+        cluster.require(cpus=workers * ACTOR_CPUS, gpus=workers)
         return workers, True
-    workers = workers or max(1, int(cluster.cpus))
-    cluster.require(cpus=workers)
+    workers = workers or max(1, room)
+    cluster.require(cpus=workers * ACTOR_CPUS)
     return workers, False
 
 

@@ -30,9 +30,9 @@ from fer_scale.learning.acceptance import Acceptance
 from fer_scale.learning.cascade import Cascade
 from fer_scale.storage import CONNECTIONS, is_s3, limit_requests, write_bytes
 
-ACTOR_CPUS = 0.8
-"""Reserved by an actor, which uses one: the task that lists needs a share too, or the pipeline waits for ever."""
-LISTING_CPUS = 0.1
+ACTOR_CPUS = 1
+LISTING_CPUS = 0
+"""Nothing is reserved for the task that lists: actors may hold every CPU, and the driver's node may offer none."""
 UNITS_AT_ONCE = 2
 """Units that an actor which fetches ahead has in hand: one is inferred while the other is fetched or published."""
 THREADS = 32

@@ -11,6 +11,7 @@ import ray
 import ray.tune
 import torch
 from ray.tune.search import Searcher
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fer_scale import storage
 from fer_scale.cluster import Cluster, connected
@@ -184,7 +185,7 @@ def tune(
         with search:
             trial = ray.tune.with_parameters(
                 Climber,
-                pictures=Pictures.remote(store),  # type: ignore[attr-defined]
+                pictures=Pictures.options(scheduling_strategy=_here()).remote(store),  # type: ignore[attr-defined]
                 num_classes=len(faces.classes),
                 threads=max(int(cpus_per_trial), 1),
                 gpu=gpus > 0,
@@ -192,6 +193,11 @@ def tune(
             resources = {"cpu": cpus_per_trial, "gpu": gpus}
             _run(ray.tune.with_resources(trial, resources), Proposer(search), slots)
             return search.finish()
+
+
+def _here() -> NodeAffinitySchedulingStrategy:
+    """The driver's node, whose loss ends the search in any case; with any other all trials would lose the pictures."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def _run(trial: Any, proposer: Proposer, slots: int) -> None:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -21,6 +21,7 @@ import pytest
 
 from fer_scale import storage
 from fer_scale.faces.sample import draw
+from tests.bundles import write_bundle
 
 ROOT = Path(__file__).parents[2]
 STARTS = 90.0
@@ -74,9 +75,9 @@ class Cluster:
                 raise TimeoutError(f"Ray did not start:\n{(self.folder / 'log').read_text()}")
             time.sleep(1)
 
-    def _ray(self, *arguments: str, timeout: float) -> subprocess.CompletedProcess[str]:
+    def _ray(self, *arguments: str, timeout: float, after: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            ["ray", *arguments, "--address", f"http://127.0.0.1:{self.dashboard}"],
+            ["ray", *arguments, "--address", f"http://127.0.0.1:{self.dashboard}", *after],
             env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=timeout,
         )  # fmt: skip
 
@@ -90,6 +91,20 @@ class Cluster:
         said = done.stdout + done.stderr
         assert (done.returncode == 0) == (code == 0), said
         return said
+
+    def submit_and_stop(self, when: Callable[[], bool], *arguments: str) -> str:
+        """Begin a job and stop it as soon as `when` holds; what it said."""
+        name = f"job-{secrets.token_hex(4)}"
+        submit = ("job", "submit", "--working-dir", ".", "--no-wait", "--submission-id", name)
+        begun = self._ray(*submit, after=("--", "python", *arguments), timeout=90)
+        assert begun.returncode == 0, begun.stdout + begun.stderr
+        until = time.monotonic() + 200
+        while not when():
+            assert time.monotonic() < until
+            time.sleep(0.2)
+        stopped = self._ray("job", "stop", name, timeout=60)
+        assert "was stopped" in stopped.stdout + stopped.stderr
+        return self._ray("job", "logs", name, timeout=60).stdout
 
     def stop(self) -> None:
         """At once: nobody reads from it any more, and a polite end takes Ray half a minute."""
@@ -154,6 +169,32 @@ def test_the_line_through_jobs(cluster: Cluster, bucket: str) -> None:
     summary = result(said)
     assert summary["inputs"] == summary["labelled"] == 160
     assert storage.read_json(f"{labels}/summary.json")["model_id"] == summary["model_id"]
+
+
+def test_a_stopped_label_job_says_how_to_go_on_and_does(cluster: Cluster, bucket: str, tmp_path: Path) -> None:
+    bundle, out = f"{bucket}/untrained", f"{bucket}/stopped"
+    for path in write_bundle(tmp_path / "bundle").iterdir():
+        storage.write_bytes(f"{bundle}/{path.name}", path.read_bytes())
+    command = ("jobs/label.py", bundle, f"{bucket}/faces", out, "--include", "*.png", "--workers", "1", "--json")
+    slowly = ("--requests-per-second", "20")
+    said = cluster.submit_and_stop(lambda: storage.exists(f"{out}/run.json"), *command, *slowly)
+    assert "stopped; the same command goes on" in said
+    assert not storage.exists(f"{out}/summary.json")
+    summary = result(cluster.submit(*command))
+    assert summary["inputs"] == summary["labelled"] == 160
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_stopped_fit_goes_on_from_its_checkpoint(cluster: Cluster, bucket: str) -> None:
+    store, out = f"{bucket}/store-to-fit", f"{bucket}/fit"
+    cluster.submit("jobs/ingest.py", f"{bucket}/faces", store)
+    command = ("jobs/train.py", store, "--out", out, "--family", "cnn1", "--epochs", "12", "--json")
+    said = cluster.submit_and_stop(lambda: storage.exists(f"{out}/fit/state.json"), *command)
+    assert "stopped; the same command with --resume goes on" in said
+    begun = len(storage.read_json(f"{out}/fit/state.json")["curve"])
+    assert 1 <= begun < 12
+    assert result(cluster.submit(*command, "--resume"))["epochs"] == 12
 
 
 def test_a_job_with_wrong_input_fails_with_one_clear_line(cluster: Cluster, bucket: str) -> None:

@@ -4,6 +4,8 @@ import json
 import os
 import re
 import subprocess
+import tomllib
+import zipfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -154,6 +156,31 @@ def test_roles_may_change_only_what_is_theirs(path: Path) -> None:
         assert all("*" not in action for action in actions)
         if statement["Resource"] == "*":
             assert statement["Sid"].startswith(("Look", "Once")), statement["Sid"]
+
+
+def test_the_runtime_environment_is_the_packages_own_with_every_version_pinned() -> None:
+    from ray.runtime_env import RuntimeEnv
+
+    (given,) = documents(CLUSTER / "runtime_env.yaml")
+    pins, *packages = RuntimeEnv(**given)["pip"]["packages"]
+    assert pins == "-c ${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}/constraints.txt"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = [re.split(r"[\[><=]", text)[0] for text in project["dependencies"]]
+    assert packages == [name for name in needed if name != "ray"], "the image brings Ray"
+    pinned = {line.partition("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    assert {name.replace("_", "-") for name in packages} <= {name.replace("_", "-") for name in pinned}
+
+
+def test_what_a_job_uploads_is_small(tmp_path: Path) -> None:
+    from ray._private.runtime_env.packaging import create_package
+
+    create_package(str(ROOT), tmp_path / "package.zip", include_gitignore=True)
+    with zipfile.ZipFile(tmp_path / "package.zip") as package:
+        names = package.namelist()
+    assert (tmp_path / "package.zip").stat().st_size < 2**20
+    assert {"jobs/label.py", "fer_scale/cli.py", "constraints.txt"} <= set(names)
+    assert {name.split("/")[0] for name in names}.isdisjoint({"tests", "docs", "benchmarks", ".venv"})
+    assert {verb.stem for verb in (ROOT / "jobs").glob("*.py")} == set(fer_scale.__all__) & set(cli.HOW_TO_GO_ON)
 
 
 @pytest.mark.parametrize("name", ["slurm.sh"])

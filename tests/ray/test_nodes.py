@@ -1,0 +1,121 @@
+"""Several nodes, one of which is lost in the middle: label, tune and train on raylets that are all this machine."""
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from ray.cluster_utils import Cluster
+
+import fer_scale
+from fer_scale.bundle import Bundle
+from fer_scale.cluster import connected
+from fer_scale.faces.sample import draw
+from tests.bundles import write_bundle
+
+NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 100_000_000}
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Cluster]:
+    """A head that offers nothing, as it should be, and three nodes; this process is connected to it."""
+    folder = tempfile.mkdtemp(prefix="fs-")  # short: sockets live below it
+    if not os.environ.get("RAY_AUTH_TOKEN"):  # as for every cluster of these tests; Ray reads it once a process
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", folder)
+        running = Cluster(shutdown_at_exit=False)
+        try:
+            running.add_node(num_cpus=0, object_store_memory=100_000_000)
+            for _ in range(3):
+                running.add_node(**NODE)
+            patch.setenv("RAY_ADDRESS", running.address)
+            with connected(cpus=3) as cluster:
+                assert sorted(cluster.machines) == [0, 1, 1, 1]
+                yield running
+        finally:
+            running.shutdown()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def one_lost(nodes: Cluster, when: Callable[[], bool]) -> Iterator[ThreadPoolExecutor]:
+    """What the block submits to the pool loses a node as soon as `when` holds; another comes when it has ended."""
+    with ThreadPoolExecutor(1) as pool:
+        yield pool
+        until = time.monotonic() + 120
+        while not when():
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        nodes.remove_node(next(iter(nodes.worker_nodes)), allow_graceful=False)
+    nodes.add_node(**NODE)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("nodes")
+    draw(folder / "faces", 160, seed=0)
+    fer_scale.ingest(folder / "faces", folder / "store", quiet=True)
+    return folder / "store"
+
+
+def test_label_loses_nothing_with_a_node(nodes: Cluster, tmp_path: Path) -> None:
+    draw(tmp_path / "faces", 600, seed=0)
+    bundle, out = write_bundle(tmp_path / "bundle"), tmp_path / "out"
+    options: dict[str, Any] = {"include": "*.png", "quiet": True}
+    with one_lost(nodes, lambda: len(list((out / "labels").glob("*.parquet"))) >= 2) as pool:
+        running = pool.submit(fer_scale.label, bundle, tmp_path / "faces", out, **options)
+    summary = running.result()
+    ids = pq.read_table(out / "labels")["id"].to_pylist()
+    assert len(ids) == len(set(ids)) == summary["labelled"] == summary["inputs"] == 600
+    assert fer_scale.label(bundle, tmp_path / "faces", out, **options)["new"] == 0
+
+
+@pytest.mark.slow
+def test_a_fit_goes_on_with_the_nodes_that_are_left(nodes: Cluster, store: Path, tmp_path: Path) -> None:
+    network = {"variant": "slim10", "width": 0.25, "weights": "none", "dense": "none", "dropout": 0.0}
+    config, out = tmp_path / "slim.json", tmp_path / "bundle"
+    recipe = {"batch_size": 16, "lr": 3e-3}
+    preprocessing = {"size": 48, "channels": 1}
+    config.write_text(
+        json.dumps({"family": "resnet", "network": network, "preprocessing": preprocessing, "recipe": recipe})
+    )
+    with one_lost(nodes, (out / "fit" / "state.json").exists) as pool:
+        running = pool.submit(fer_scale.train, store, out=out, config=config, epochs=12, workers="1..3", quiet=True)
+    assert running.result()["epochs"] == 12
+    assert list(pd.read_parquet(out / "curve.parquet")["epoch"]) == list(range(1, 13))
+    assert Bundle.load(out).model_id
+
+
+@pytest.mark.slow
+def test_a_search_keeps_a_row_of_every_trial(nodes: Cluster, store: Path, tmp_path: Path) -> None:
+    out = tmp_path / "search"
+    fixed = {"size": 48, "batch_size": 32, "cnn1.width": 0.25}
+    with one_lost(nodes, (out / "trials.parquet").exists) as pool:
+        running = pool.submit(
+            fer_scale.tune, store, out=out, families=["cnn1"], fix=fixed, time_budget=60, max_trials=8, quiet=True
+        )
+    found = running.result()
+    rows = pq.read_table(out / "trials.parquet").to_pylist()
+    assert len(rows) == found["trials"] >= 3
+    assert all(row["status"] not in ("running", None) for row in rows)
+    assert sum(row["status"] == "failed" for row in rows) <= 1, "only what ran on the node that was lost"
+
+
+def test_an_actor_with_a_gpu_finds_it_on_another_node(nodes: Cluster, store: Path, tmp_path: Path) -> None:
+    """The GPU is there in name only: Ray gives it away, and PyTorch goes on with the CPU."""
+    bundle, out = write_bundle(tmp_path / "bundle"), tmp_path / "out"
+    nodes.add_node(**NODE, num_gpus=1)
+    summary = fer_scale.label(bundle, store, out, engine="torch", quiet=True)
+    assert summary["labelled"] == summary["inputs"] == 160
+    assert json.loads((out / "run.json").read_text())["settings"]["engine"] == "torch"
