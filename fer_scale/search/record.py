@@ -50,11 +50,9 @@ class Search:
         deadline: float,
         seed: int,
         max_trials: int | None = None,
-        price_per_hour: float | None = None,
     ) -> None:
         self._out = out
         self._store = store
-        self._price = price_per_hour
         self._settings: dict[str, Any] = {
             "name": new_name(),
             "fingerprint": store.fingerprint,

@@ -28,8 +28,6 @@ TRIALS_SCHEMA = pa.schema(
         ("confirmed_low", pa.float64()),
         ("confirmed_high", pa.float64()),
         ("tie", pa.bool_()),
-        ("images_per_second", pa.float64()),
-        ("cost_per_million", pa.float64()),
         ("scores", pa.list_(pa.float64())),
         ("seed", pa.int64()),
         ("status", pa.string()),
@@ -113,10 +111,3 @@ def mark_ties(scored: Sequence[dict[str, Any]]) -> None:
     """Set ``tie`` on the ranked rows that val cannot tell from the best: their interval holds its accuracy."""
     for rank, row in enumerate(scored):
         row["tie"] = rank > 0 and row["accuracy_high"] >= value(scored[0])
-
-
-def network_key(configuration: Mapping[str, Any]) -> str:
-    """What decides how fast a network infers: all but how it is fitted."""
-    network = {key: v for key, v in configuration["network"].items() if "dropout" not in key and key != "weights"}
-    parts = [configuration["family"], network, configuration["preprocessing"], configuration["test_time_flip"]]
-    return json.dumps(parts, sort_keys=True)

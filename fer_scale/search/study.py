@@ -186,16 +186,6 @@ class Study:
         except InputError:
             return None
 
-    @property
-    def speeds(self) -> dict[str, float]:
-        """Images a second of the networks that were measured, by what decides them."""
-        found: dict[str, float] = self._study.user_attrs.get("speeds", {})
-        return dict(found)
-
-    def keep_speeds(self, speeds: Mapping[str, float]) -> None:
-        """Write them down."""
-        self._study.set_user_attr("speeds", dict(speeds))
-
 
 def new_name() -> str:
     """A study name that no other search has."""
