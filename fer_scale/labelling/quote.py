@@ -13,6 +13,7 @@ from fer_scale.labelling.units import Unit
 
 SAMPLE_UNITS = 12
 """A worker: enough of them that one slow corner of a bucket does not decide."""
+COUNTS = ("errors", "no_face", "faces")
 SAMPLE_SECONDS = 30.0
 """After so long a worker begins no other unit of the sample."""
 
@@ -104,7 +105,7 @@ def estimate(
         "images": found.images,
         "to_label": images,
         "sampled": done,
-        "errors": round(images * sum(one.entry["errors"] for one in sample) / done),
+        **{name: round(images * sum(one.entry[name] for one in sample) / done) for name in COUNTS},
         "seconds": round(seconds, 1),
         "hours": round(seconds / 3600, 4),
         "images_per_second": round(images / seconds, 2),
@@ -120,7 +121,7 @@ def estimate(
 
 def nothing(images: int) -> dict[str, Any]:
     """The quote where all is labelled."""
-    names = ("to_label", "sampled", "errors", "seconds", "hours", "images_per_second", "workers", "memory_mib",
+    names = ("to_label", "sampled", *COUNTS, "seconds", "hours", "images_per_second", "workers", "memory_mib",
              "memory_mib_per_worker", "requests_get", "requests_put", "requests_list", "output_mib")  # fmt: skip
     return {"images": images, **dict.fromkeys(names, 0)}
 

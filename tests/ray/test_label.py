@@ -1,5 +1,6 @@
 """`label` on a real local Ray, on real files, also stopped in the middle and from S3."""
 
+import importlib.util
 import io
 import json
 import os
@@ -21,7 +22,9 @@ from fer_scale.cluster import Cluster, connected
 from fer_scale.errors import InputError
 from fer_scale.faces.images import Preprocessing, prepare
 from fer_scale.predictor import Predictor
+from fer_scale.verbs.certify import certify
 from fer_scale.verbs.label import crew, label
+from tests import photographs
 from tests.bundles import write_bundle
 
 ROOT = Path(__file__).parents[2]
@@ -102,6 +105,32 @@ def test_every_image_has_an_answer(session: None, bundle: Path, tmp_path: Path) 
             label(other, root, out, overwrite=True, **wrong)  # type: ignore[arg-type]
     assert sorted(out.rglob("*")) == before, "a refusal deletes nothing"
     assert label(other, root, out, overwrite=True)["model_id"] != summary["model_id"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mtcnn") is None, reason="needs fer_scale[detect]")
+def test_photographs(session: None, bundle: Path, tmp_path: Path) -> None:
+    root, out = tmp_path / "photographs", tmp_path / "out"
+    root.mkdir()
+    for name, image in {
+        "group": photographs.group(),
+        "one": photographs.hopper(),
+        "none": photographs.scenery(),
+    }.items():
+        (root / f"{name}.jpg").write_bytes(photographs.encoded(image, "JPEG"))
+    summary = label(bundle, root, out, faces="detect")
+    assert [summary[name] for name in ("inputs", "labelled", "no_face", "errors", "faces")] == [3, 2, 1, 0, 4]
+    table = pq.read_table(out / "labels")
+    assert table.schema.names[-2:] == ["box", "score"]
+    assert sum(summary["labels"].values()) == 4
+    assert json.loads((out / "run.json").read_text())["settings"]["faces"]["margin"] == 0.05
+    report = (out / "report.html").read_text()
+    assert report.count('class="box"') == 4
+    assert label(bundle, root, out, faces="detect")["new"] == 0
+    with pytest.raises(InputError, match="faces None, where the run"):
+        label(bundle, root, out)
+    drawn = certify(out, sample=4)
+    assert drawn["sample"] == 4
+    assert Path(drawn["sheet"]).read_text().count("data-face=") == 4
 
 
 def test_tables_by_their_ids(session: None, bundle: Path, tmp_path: Path) -> None:

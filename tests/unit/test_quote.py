@@ -11,7 +11,9 @@ def unit(number: int, size: int = 10) -> Unit:
 
 
 def one(actor: str, began: float, ended: float, images: int = 100, requests: int = 0) -> Sampled:
-    return Sampled(actor, began, ended, {"inputs": images, "errors": 1}, 200.0, requests, 2, 4096)
+    return Sampled(
+        actor, began, ended, {"inputs": images, "errors": 1, "no_face": 2, "faces": images}, 200.0, requests, 2, 4096
+    )
 
 
 def test_the_sample_is_random_and_finished_units_are_left_out() -> None:
