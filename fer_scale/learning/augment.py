@@ -8,6 +8,8 @@ from torch import Tensor
 
 from fer_scale.learning.recipe import Recipe
 
+FLIPPED = 0.5
+"""Share of the pictures that are mirrored; the others' strengths are for strength 1."""
 ROTATION = math.radians(15)
 SCALE = 0.12
 SHIFT = 0.1
@@ -52,7 +54,7 @@ class Augment:
         signed = (u[:, :5] * 2 - 1) * s
         angle = signed[:, 0] * ROTATION
         scale = torch.exp(signed[:, 1] * SCALE)
-        flip = torch.where(u[:, 5] < 0.5, -1.0, 1.0)
+        flip = torch.where(u[:, 5] < FLIPPED, -1.0, 1.0)
         cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
         theta = torch.empty((len(u), 2, 3), device=u.device)
         theta[:, 0, 0], theta[:, 0, 1] = cos * flip, -sin + signed[:, 4] * SHEAR
