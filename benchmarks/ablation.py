@@ -27,7 +27,6 @@ from PIL import Image
 from scipy.special import log_softmax
 
 from fer_scale import bundle
-from fer_scale.faces import images as pictures
 from fer_scale.faces.store import Faces, Store
 from fer_scale.learning import augment
 from fer_scale.learning.configuration import Configuration
@@ -37,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "benchmarks/results/ablation.json"
 FITTED, HELD_OUT, SEEN = 4000, 4000, 40_000
 SEVEN = ["angry", "disgust", "fear", "happy", "neutral", "sad", "surprise"]
-VOTED = "neutral happy surprised sad angry disgust fear contempt unknown not-a-face".split()
+VOTED = ["neutral", "happy", "surprised", "sad", "angry", "disgust", "fear", "contempt", "unknown", "not-a-face"]
 
 
 @dataclass(frozen=True, kw_only=True)
