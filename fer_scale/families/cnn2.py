@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from torch import nn
 
 from fer_scale.faces.images import Preprocessing
-from fer_scale.families.checks import between, dense_widths
+from fer_scale.families.checks import dense_widths
 from fer_scale.families.layers import SMALLEST_MAP, conv3x3, dense_head, flatten, initialise, scaled
 from fer_scale.families.network import Network
 from fer_scale.families.picking import Pick
+from fer_scale.families.scratch import ScratchConfig
 
 CHANNELS = (32, 64, 128, 256)
 INPUTS: dict[str, list[int]] = {"size": [48, 64], "channels": [1, 3]}
@@ -23,23 +24,12 @@ INPUTS: dict[str, list[int]] = {"size": [48, 64], "channels": [1, 3]}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(ScratchConfig):
     """What can be chosen in cnn2."""
 
-    width: float = 1.0
-    """Multiplies the filters of every convolution, 0.25 to 4."""
     conv_dropout: float = 0.2
-    """Share of the activations dropped after each block, 0 to 0.9."""
     dense: str = "512-256-128"
-    """Widths of the dense layers before the output, joined by ``-``, or ``none``."""
     dense_dropout: float = 0.4
-    """Share of the activations dropped after each dense layer, 0 to 0.9."""
-
-    def __post_init__(self) -> None:
-        between("width", self.width, 0.25, 4)
-        between("conv_dropout", self.conv_dropout, 0, 0.9)
-        between("dense_dropout", self.dense_dropout, 0, 0.9)
-        dense_widths(self.dense)
 
 
 def build(config: Config, preprocessing: Preprocessing, num_classes: int) -> Network:

@@ -16,6 +16,7 @@ from fer_scale.families.checks import between, dense_widths
 from fer_scale.families.layers import SMALLEST_MAP, conv3x3, dense_head, flatten, initialise, scaled
 from fer_scale.families.network import Network
 from fer_scale.families.picking import Pick
+from fer_scale.families.scratch import ScratchConfig
 
 CHANNELS = (32, 64, 128, 256, 512)
 INPUTS: dict[str, list[int]] = {"size": [48, 64], "channels": [1, 3]}
@@ -23,26 +24,18 @@ INPUTS: dict[str, list[int]] = {"size": [48, 64], "channels": [1, 3]}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(ScratchConfig):
     """What can be chosen in complex_cnn."""
 
-    width: float = 1.0
-    """Multiplies the filters of every convolution, 0.25 to 4."""
+    conv_dropout: float = 0.2
+    dense: str = "512-256"
+    dense_dropout: float = 0.4
     slope: float = 0.1
     """Slope of the LeakyReLU for negative inputs, 0 to 0.5."""
-    conv_dropout: float = 0.2
-    """Share of the activations dropped after each block, 0 to 0.9."""
-    dense: str = "512-256"
-    """Widths of the dense layers before the output, joined by ``-``, or ``none``."""
-    dense_dropout: float = 0.4
-    """Share of the activations dropped after each dense layer, 0 to 0.9."""
 
     def __post_init__(self) -> None:
-        between("width", self.width, 0.25, 4)
+        super().__post_init__()
         between("slope", self.slope, 0, 0.5)
-        between("conv_dropout", self.conv_dropout, 0, 0.9)
-        between("dense_dropout", self.dense_dropout, 0, 0.9)
-        dense_widths(self.dense)
 
 
 def build(config: Config, preprocessing: Preprocessing, num_classes: int) -> Network:

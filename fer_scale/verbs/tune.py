@@ -1,10 +1,8 @@
 """tune: search configurations with Ray Tune and Optuna, on a budget of compute."""
 
-import contextlib
-import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
@@ -14,7 +12,7 @@ from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fer_scale import storage
-from fer_scale.cluster import Cluster, connected
+from fer_scale.cluster import Cluster, connected, variables
 from fer_scale.console import set_quiet
 from fer_scale.durations import parse_seconds
 from fer_scale.errors import FerScaleError, InputError
@@ -27,6 +25,15 @@ from fer_scale.search.space import check_fixed
 from fer_scale.search.trial import Trial
 
 UNLIMITED = 10**9
+SETTINGS = {
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a failed trial has no score
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # its snapshots are never read
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # the working directory stays ours
+    "RAY_AIR_NEW_OUTPUT": "0",  # the new reporter prints boxes even at verbose=0
+}
+"""What Ray Tune reads from the environment."""
 
 
 @ray.remote(num_cpus=0)
@@ -126,9 +133,9 @@ class Proposer(Searcher):
 
 
 def tune(
-    store: str | os.PathLike[str],
+    store: storage.PathLike,
     *,
-    out: str | os.PathLike[str],
+    out: storage.PathLike,
     families: Sequence[str] | None = None,
     time_budget: str | float = "40m",
     max_trials: int | None = None,
@@ -202,7 +209,7 @@ def _here() -> NodeAffinitySchedulingStrategy:
 
 def _run(trial: Any, proposer: Proposer, slots: int) -> None:
     """Run Ray Tune until the proposer has no more. Its own files are scratch: nothing is ever restored from them."""
-    with tempfile.TemporaryDirectory(prefix="fer_scale-tune-") as scratch, _settings():
+    with tempfile.TemporaryDirectory(prefix="fer_scale-tune-") as scratch, variables(SETTINGS):
         ray.tune.Tuner(
             trial,
             tune_config=ray.tune.TuneConfig(
@@ -219,29 +226,6 @@ def _run(trial: Any, proposer: Proposer, slots: int) -> None:
                 checkpoint_config=ray.tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         ).fit()
-
-
-@contextlib.contextmanager
-def _settings() -> Iterator[None]:
-    """What Ray Tune reads from the environment, for as long as it runs; the working directory stays ours."""
-    wanted = {
-        "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a failed trial has no score
-        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-        "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-        "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # its snapshots are never read
-        "RAY_CHDIR_TO_TRIAL_DIR": "0",
-        "RAY_AIR_NEW_OUTPUT": "0",  # the new reporter prints boxes even at verbose=0
-    }
-    before = {key: os.environ.get(key) for key in wanted}
-    os.environ.update(wanted)
-    try:
-        yield
-    finally:
-        for key, value in before.items():
-            if value is None:
-                os.environ.pop(key, None)
-            else:
-                os.environ[key] = value
 
 
 def _slots(cluster: Cluster, cpus: float, gpus: float) -> int:

@@ -1,11 +1,12 @@
 """Asking for more than there is; the rest of `cluster` is tested with Ray in tests/ray."""
 
+import os
 import socket
 import time
 
 import pytest
 
-from fer_scale.cluster import Cluster, connect
+from fer_scale.cluster import Cluster, connect, variables
 from fer_scale.errors import InputError
 
 
@@ -38,3 +39,12 @@ def test_threads_of_workers_never_cross_machines() -> None:
 def test_a_process_larger_than_any_machine_is_refused() -> None:
     with pytest.raises(InputError, match="6 CPUs were asked for in one process"):
         Cluster(cpus=8, gpus=0, machines=(4, 4), ours=True).require(cpus=6, one=6)
+
+
+def test_variables_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FER_SCALE_ONE", "1")
+    with pytest.raises(KeyError), variables({"FER_SCALE_ONE": "2", "FER_SCALE_TWO": "3"}):
+        assert (os.environ["FER_SCALE_ONE"], os.environ["FER_SCALE_TWO"]) == ("2", "3")
+        raise KeyError
+    assert os.environ["FER_SCALE_ONE"] == "1"
+    assert "FER_SCALE_TWO" not in os.environ

@@ -184,17 +184,10 @@ def _environment(haproxy: bool | None) -> Iterator[bool]:
     folder = Path(tempfile.mkdtemp(prefix="fer-", dir="/tmp"))
     given = {name: value for name, value in os.environ.items() if name.startswith("RAY_SERVE_")}
     values = proxy.environment(folder, _free_port("127.0.0.1", 0)) if use else proxy.OWN_PROXY
-    values = {**values, **given}
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
     try:
-        yield use
+        with cluster.variables({**values, **given}):
+            yield use
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
         shutil.rmtree(folder, ignore_errors=True)
 
 
