@@ -104,19 +104,11 @@ def ingest(
         decision = decide(rows, keep_duplicates=keep_duplicates, seed=seed)
         spool.end_rejects(rows, decision)
         labels.check(spool.seen, _kept_by_class(rows, decision, labels))
-        counts = _counts(spool, decision)
-        joined = _joined(ballots, rows, decision)
         written = write_data(spool.folder, staging / "data", rows, decision, labels.classes, ballots)
         shutil.rmtree(spool.folder)
         write_set_aside(staging / "set_aside", rows, decision, labels.classes)
         manifest = {
-            "version": STORE_VERSION,
-            "classes": labels.classes,
-            "counts": {**counts, "splits": written["splits"]},
-            "rejected_reasons": dict(spool.reasons),
-            "labels_seen": dict(spool.seen.most_common()),
-            "fingerprint": fingerprint(rows, decision, labels.classes, ballots),
-            "image_size": {"width": written["width"], "height": written["height"]},
+            **_manifest(spool, rows, decision, labels, ballots, written),
             "seed": seed,
             "source": source,
             "settings": {
@@ -125,19 +117,13 @@ def ingest(
                 "keep_duplicates": keep_duplicates,
                 "label_from_votes": label_from_votes,
             },
-            **joined,
-            "versions": _versions(),
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         (staging / "manifest.json").write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
     _remark(written["splits"])
     return {
         "store": store,
-        **counts,
-        "classes": labels.classes,
-        "splits": written["splits"],
-        "fingerprint": manifest["fingerprint"],
-        **joined,
+        **manifest["counts"],
+        **{name: manifest[name] for name in ("classes", "fingerprint", "votes") if name in manifest},
         "seconds": round(time.monotonic() - began, 3),
     }
 
@@ -155,6 +141,24 @@ def _votes(
     if path is None or names is None:
         return None
     return Votes.read(storage.normal(path), list(names), columns.id or "id", labels)
+
+
+def _manifest(
+    spool: Spool, rows: Rows, decision: Decision, labels: Labels, ballots: Votes | None, written: dict[str, Any]
+) -> dict[str, Any]:
+    """What the store's manifest says of its rows, and of what became of the others."""
+    return {
+        "version": STORE_VERSION,
+        "classes": labels.classes,
+        "counts": {**_counts(spool, decision), "splits": written["splits"]},
+        "rejected_reasons": dict(spool.reasons),
+        "labels_seen": dict(spool.seen.most_common()),
+        "fingerprint": fingerprint(rows, decision, labels.classes, ballots),
+        "image_size": {"width": written["width"], "height": written["height"]},
+        **_joined(ballots, rows, decision),
+        "versions": _versions(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
 
 
 def _joined(votes: Votes | None, rows: Rows, decision: Decision) -> dict[str, Any]:
