@@ -144,6 +144,9 @@ def train(
     test_time_flip: Annotated[
         bool, typer.Option("--test-time-flip", help="Average with the mirrored picture, at twice the compute.")
     ] = False,
+    memory_limit: Annotated[
+        str | None, typer.Option(help="Decoded faces that a worker keeps, as 8GB; a larger store is streamed.")
+    ] = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     seed: Seed = 0,

@@ -50,6 +50,13 @@ class Cluster:
     most_gpus: float = 0
     """GPUs of the machine that has most of them."""
 
+    memory: float = 0
+    """Bytes of the machine that has least."""
+
+    def together(self, workers: int, threads: int) -> int:
+        """How many of so many workers may come to lie on one machine."""
+        return max(1, min(workers, int(max(self.machines, default=1.0) // threads)))
+
     def threads(self, workers: int) -> int:
         """The most CPUs that each of so many workers can have, all of them at once and none across machines."""
         for threads in range(int(max(self.machines, default=1.0)), 1, -1):
@@ -111,7 +118,8 @@ def connect(cpus: float = 1, gpus: float = 0) -> Cluster:
     alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     machines = tuple(node["Resources"].get("CPU", 0.0) for node in alive)
     most_gpus = max((node["Resources"].get("GPU", 0.0) for node in alive), default=0.0)
-    found = Cluster(resources.get("CPU", 0.0), resources.get("GPU", 0.0), machines, ours, most_gpus)
+    memory = min((node["Resources"].get("memory", 0.0) for node in alive), default=0.0)
+    found = Cluster(resources.get("CPU", 0.0), resources.get("GPU", 0.0), machines, ours, most_gpus, memory)
     try:
         found.require(cpus, gpus)
     except InputError:

@@ -1,10 +1,25 @@
-"""Spans of time as people write them."""
+"""Spans of time and amounts of memory as people write them."""
 
 import re
 
 from fer_scale.errors import InputError
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+BYTES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def parse_bytes(text: str | int, what: str) -> int:
+    """Bytes of ``8GB``, ``500M`` or a plain number; K, M, G and T are powers of 1024.
+
+    Raises:
+        InputError: anything else, or nothing above zero.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", str(text).strip(), re.IGNORECASE)
+    amount = int(float(found[1]) * BYTES[found[2].upper()]) if found else 0
+    if amount <= 0:
+        raise InputError(f"{what} {text!r}", "an amount like 8GB or 500MB", "correct it")
+    return amount
 
 
 def parse_seconds(text: str | float, what: str) -> float:

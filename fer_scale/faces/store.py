@@ -1,5 +1,6 @@
 """The face store: labelled faces as Parquet with a manifest, written by ``ingest``, read by all else."""
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ SPLITS = ("train", "val", "calib", "test")
 """train fits weights; val stops, selects, sets the temperature; calib sets acceptance; test is reported."""
 
 STORE_VERSION = 1
+FACES_COLUMNS = ["id", "image", "label", "votes"]
 
 STORE_SCHEMA = pa.schema(
     [
@@ -48,6 +50,10 @@ class Faces:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def rows(self, at: slice) -> "Faces":
+        """A stretch of them, as views."""
+        return Faces(self.images[at], self.labels[at], self.ids[at], None if self.votes is None else self.votes[at])
 
 
 class Store:
@@ -87,8 +93,8 @@ class Store:
         counts: dict[str, dict[str, int]] = self.manifest["counts"]["splits"]
         return counts
 
-    def read(self, split: str, columns: list[str] | None = None) -> pa.Table:
-        """The rows of one split, in the store's order.
+    def check(self, split: str) -> None:
+        """Refuse a split that is not there or not whole, without reading it.
 
         Raises:
             InputError: the store has no such split (the line lists those it has), or is not whole.
@@ -97,16 +103,27 @@ class Store:
         if not expected:
             there = ", ".join(name for name, by_class in self.counts.items() if sum(by_class.values()))
             raise InputError(f"split {split!r} of {self.path}", f"one of {there}", "name one of them")
-        filesystem, inner = storage.filesystem(storage.join(self.path, "data"))
-        dataset = ds.dataset(inner, filesystem=filesystem, format="parquet", schema=STORE_SCHEMA)
-        table = dataset.to_table(columns=columns, filter=pc.field("split") == split)
-        if table.num_rows != expected:  # files of another store, or too few: what a replacement that broke off leaves
+        rows = self.dataset().count_rows(filter=pc.field("split") == split)
+        if rows != expected:  # files of another store, or too few: what a replacement that broke off leaves
             raise InputError(
-                f"{self.path} holds {table.num_rows:,} rows of {split}, not the {expected:,} of its manifest",
+                f"{self.path} holds {rows:,} rows of {split}, not the {expected:,} of its manifest",
                 "a whole face store",
                 "ingest the source again with --overwrite",
             )
-        return table
+
+    def read(self, split: str, columns: list[str] | None = None) -> pa.Table:
+        """The rows of one split, in the store's order.
+
+        Raises:
+            InputError: as `check`.
+        """
+        self.check(split)
+        return self.dataset().to_table(columns=columns, filter=pc.field("split") == split)
+
+    def dataset(self) -> ds.Dataset:
+        """Its Parquet files, unread."""
+        filesystem, inner = storage.filesystem(storage.join(self.path, "data"))
+        return ds.dataset(inner, filesystem=filesystem, format="parquet", schema=STORE_SCHEMA)
 
     def faces(self, split: str, preprocessing: Preprocessing) -> Faces:
         """One split decoded into memory: ``N * C * S * S`` bytes.
@@ -114,7 +131,20 @@ class Store:
         Raises:
             InputError: the store has no such split.
         """
-        table = self.read(split, ["id", "image", "label", "votes"])
+        return self.decode(self.read(split, FACES_COLUMNS), preprocessing)
+
+    def parts(self, split: str, preprocessing: Preprocessing, rows: int = 4096) -> Iterator[Faces]:
+        """The same, in the same order, some rows at a time."""
+        found = self.dataset().to_batches(
+            columns=FACES_COLUMNS, filter=pc.field("split") == split, batch_size=rows, batch_readahead=1,
+            fragment_readahead=1,
+        )  # fmt: skip
+        for batch in found:
+            if batch.num_rows:
+                yield self.decode(pa.Table.from_batches([batch]), preprocessing)
+
+    def decode(self, table: pa.Table, preprocessing: Preprocessing) -> Faces:
+        """Rows with id, image, label and votes, decoded."""
         index = {name: i for i, name in enumerate(self.classes)}
         labels = np.array([index[name] for name in table["label"].to_pylist()], dtype=np.int64)
         shape = (table.num_rows, preprocessing.channels, preprocessing.size, preprocessing.size)

@@ -1,7 +1,8 @@
 """A whole fit, epoch by epoch: train, score on val, write a checkpoint. Runs on every worker of it; no Ray in here."""
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +15,16 @@ from fer_scale import storage
 from fer_scale.bundle import Bundle, build
 from fer_scale.errors import FerScaleError, InputError
 from fer_scale.faces.store import Faces, Store
+from fer_scale.faces.windows import Windows
 from fer_scale.families.network import Network
 from fer_scale.learning.budget import Budget
 from fer_scale.learning.checkpoints import Checkpoints
 from fer_scale.learning.configuration import Configuration
-from fer_scale.learning.loop import Batches, Learner, everywhere, fit
+from fer_scale.learning.loop import Batches, Feed, Learner, everywhere, fit
+from fer_scale.learning.stream import Opened, StreamedBatches, here
+
+CHECKPOINT_FACES = 200_000
+"""Most faces between two checkpoints, where an epoch has more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,37 +45,46 @@ class Plan:
     """Of each worker."""
     gpu: bool
     """Whether each worker has a GPU."""
+    streamed: bool
+    """Whether faces are read as they are needed, rather than kept in memory."""
 
 
-def run(plan: Plan, report: Callable[[dict[str, Any]], None]) -> None:
+def run(plan: Plan, report: Callable[[dict[str, Any]], None], opened: Opened = here) -> None:
     """Fit, from the last checkpoint where there is one; ``report`` gets the curve's row after every epoch.
 
     Only the first worker scores and writes; the others wait for it in ``report``, which is a barrier.
+
+    Args:
+        plan: what is fitted, and on what.
+        report: told after every checkpoint.
+        opened: how a streamed fit reads its faces.
     """
     torch.set_num_threads(plan.threads)
     torch.manual_seed(plan.seed)
     first = not dist.is_initialized() or dist.get_rank() == 0
     configuration = Configuration.from_dict(plan.configuration)
     store = Store.open(plan.store)
-    train, val = (store.faces(split, configuration.preprocessing) for split in ("train", "val"))
     device = torch.device("cuda" if plan.gpu else "cpu")
     checkpoints = Checkpoints(plan.checkpoints)
     state = checkpoints.state()
     network = begin(plan, store.classes) if state is None else _empty(configuration, store.classes, state["frozen"])
-    counts = np.bincount(train.labels, minlength=len(store.classes)).tolist()
+    counts = [store.counts["train"].get(name, 0) for name in store.classes]
     learner = Learner(network, configuration.recipe, class_counts=counts, seed=plan.seed, device=device)
-    batches = Batches(train, len(store.classes), configuration.recipe.batch_size, plan.seed, device)
+    batches, val = _data(plan, configuration, store, device, opened)
     if state is None:
         state = {"files": [], "best_file": None, "used": 0.0, "curve": []}
         state |= {"weights": network.weights, "frozen": network.frozen}
     else:
         checkpoints.load(learner, state)
     per_epoch = batches.steps_per_epoch
+    per_round = _round(per_epoch, batches.size)
     steps = None if plan.epochs is None else plan.epochs * per_epoch
     budget = Budget(steps=steps, seconds=plan.seconds, used=state["used"])
     while (progress := budget.progress(learner.step)) < 1:
         began, at = time.monotonic(), learner.step
-        loss = fit(learner, batches, (at // per_epoch + 1) * per_epoch, budget.progress)
+        epoch, within = divmod(at, per_epoch)
+        until = epoch * per_epoch + min((within // per_round + 1) * per_round, per_epoch)
+        loss = fit(learner, batches, until, budget.progress)
         seconds = time.monotonic() - began
         failed: InputError | None = None
         row: dict[str, Any] = {"epoch": learner.step / per_epoch, "progress": progress}
@@ -77,7 +92,7 @@ def run(plan: Plan, report: Callable[[dict[str, Any]], None]) -> None:
             row |= {
                 "step": learner.step,
                 "train_loss": loss,
-                **_score(learner, val),
+                **_score(learner, val()),
                 "images_per_second": (learner.step - at) * batches.size / max(seconds, 1e-9),
                 "seconds": round(budget.used, 3),
             }
@@ -88,6 +103,23 @@ def run(plan: Plan, report: Callable[[dict[str, Any]], None]) -> None:
         if not everywhere(torch.tensor(failed is None, device=device)):
             raise failed or FerScaleError("the first worker could not write a checkpoint")
         report(row)
+
+
+def _data(
+    plan: Plan, configuration: Configuration, store: Store, device: torch.device, opened: Opened
+) -> tuple[Feed, Callable[[], Iterable[Faces]]]:
+    """Batches of train, and what gives val's faces, part by part."""
+    classes, size, inputs = len(store.classes), configuration.recipe.batch_size, configuration.preprocessing
+    if plan.streamed:
+        windows = Windows(store, "train", inputs, batch_size=size, seed=plan.seed)
+        return StreamedBatches(windows, classes, device, opened), lambda: store.parts("val", inputs)
+    train, val = (store.faces(split, inputs) for split in ("train", "val"))
+    return Batches(train, classes, size, plan.seed, device), lambda: [val]
+
+
+def _round(per_epoch: int, batch_size: int) -> int:
+    """Steps to a checkpoint: an epoch, or an even part of one that is long."""
+    return math.ceil(per_epoch / math.ceil(per_epoch * batch_size / CHECKPOINT_FACES))
 
 
 def _save(checkpoints: Checkpoints, learner: Learner, state: dict[str, Any], is_best: bool) -> InputError | None:
@@ -142,10 +174,11 @@ def take_backbone(network: Network, bundle: Bundle) -> None:
     network.weights = f"bundle {bundle.model_id}"
 
 
-def _score(learner: Learner, val: Faces) -> dict[str, float]:
-    logits = learner.logits(val.images)
-    likelihood = log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(val)), val.labels]
-    return {
-        "val_accuracy": float((logits.argmax(axis=1) == val.labels).mean()),
-        "val_loss": float(-likelihood.mean()),
-    }
+def _score(learner: Learner, val: Iterable[Faces]) -> dict[str, float]:
+    correct, likelihood, faces = 0, 0.0, 0
+    for part in val:
+        logits = learner.logits(part.images)
+        likelihood += float(log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(part)), part.labels].sum())
+        correct += int((logits.argmax(axis=1) == part.labels).sum())
+        faces += len(part)
+    return {"val_accuracy": correct / faces, "val_loss": -likelihood / faces}

@@ -1,5 +1,6 @@
 """From the best checkpoint of a fit to the bundle: temperature, figures on val, model card."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ from safetensors.torch import load
 from fer_scale import bundle, storage
 from fer_scale.card import card
 from fer_scale.errors import FerScaleError
-from fer_scale.faces.store import Faces, Store
+from fer_scale.faces.store import Store
+from fer_scale.families.network import Network
 from fer_scale.learning import metrics
 from fer_scale.learning.calibration import fit_temperature, probabilities
 from fer_scale.learning.checkpoints import Checkpoints
@@ -36,22 +38,18 @@ def finish(plan: Plan, directory: Path) -> None:
     faces = Store.open(plan.store)
     network = bundle.build(configuration, len(faces.classes), weights="none").eval()
     network.load_state_dict(load(storage.read_bytes(storage.join(plan.checkpoints, state["best_file"]))))
-    val = faces.faces("val", configuration.preprocessing)
-    answers = logits(network, val.images, CPU)
-    temperature = fit_temperature(answers, val.labels)
+    val = _answered(network, faces, "val", configuration)
+    temperature = fit_temperature(val.logits, val.labels)
     figures = {
-        **metrics.summarise(probabilities(answers, temperature), val.labels, faces.classes),
-        "ece_uncalibrated": metrics.expected_calibration_error(probabilities(answers), val.labels),
+        **metrics.summarise(probabilities(val.logits, temperature), val.labels, faces.classes),
+        "ece_uncalibrated": metrics.expected_calibration_error(probabilities(val.logits), val.labels),
         "temperature": temperature,
         "split": "val",
     }
     calibration = None
     if sum(faces.counts.get("calib", {}).values()):
-        calib = faces.faces("calib", configuration.preprocessing)
-        scored = [("val", val, answers), ("calib", calib, logits(network, calib.images, CPU))]
-        calibration = pd.concat(
-            [_answers(split, rows, probabilities(found, temperature), faces.classes) for split, rows, found in scored]
-        )
+        calib = _answered(network, faces, "calib", configuration)
+        calibration = pd.concat([answers.table(temperature, faces.classes) for answers in (val, calib)])
     facts = {
         "data_fingerprint": faces.fingerprint,
         "data_counts": faces.counts,
@@ -86,7 +84,25 @@ def finish(plan: Plan, directory: Path) -> None:
     )
 
 
-def _answers(split: str, faces: Faces, found: npt.NDArray[np.float32], classes: list[str]) -> pd.DataFrame:
-    truth = [classes[at] for at in faces.labels]
-    said = {f"prob_{name}": found[:, at] for at, name in enumerate(classes)}
-    return pd.DataFrame({"split": split, "id": faces.ids, "label": truth, **said})
+@dataclass(frozen=True)
+class _Answers:
+    split: str
+    ids: list[str]
+    labels: npt.NDArray[np.int64]
+    logits: npt.NDArray[np.float32]
+
+    def table(self, temperature: float, classes: list[str]) -> pd.DataFrame:
+        found = probabilities(self.logits, temperature)
+        truth = [classes[at] for at in self.labels]
+        said = {f"prob_{name}": found[:, at] for at, name in enumerate(classes)}
+        return pd.DataFrame({"split": self.split, "id": self.ids, "label": truth, **said})
+
+
+def _answered(network: Network, store: Store, split: str, configuration: Configuration) -> _Answers:
+    ids: list[str] = []
+    labels, found = [], []
+    for part in store.parts(split, configuration.preprocessing, rows=256):
+        ids += part.ids
+        labels.append(part.labels)
+        found.append(logits(network, part.images, CPU))
+    return _Answers(split, ids, np.concatenate(labels), np.concatenate(found))

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,27 @@ class DivergedError(FerScaleError):
     """The loss is no longer a finite number."""
 
 
+class Feed(Protocol):
+    """Where a fit's batches come from: faces in memory, or a stream."""
+
+    size: int
+    """Faces of a global batch."""
+    steps_per_epoch: int
+    workers: int
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """This worker's part of a step's global batch: uint8 ``[B, C, S, S]``, targets float32 ``[B, K]``."""
+        ...
+
+    def ids(self, step: int) -> list[str]:
+        """Which faces the global batch holds."""
+        ...
+
+    def share(self, draws: Tensor) -> Tensor:
+        """This worker's rows of what was drawn for the global batch."""
+        ...
+
+
 class Batches:
     """Faces in memory as global batches in an order that the seed alone decides.
 
@@ -41,7 +62,7 @@ class Batches:
         self.size = min(batch_size, len(faces))
         self.steps_per_epoch = len(faces) // self.size
         self._faces = faces
-        self._targets = _targets(faces, num_classes)
+        self._targets = targets_of(faces, num_classes)
         self._seed = seed
         self._device = device
         self._epoch = -1
@@ -104,7 +125,7 @@ class Learner:
             self.network.freeze(frozen)
             self._parallel = _parallel(self.network)
 
-    def train_step(self, batches: Batches, factor: float) -> Tensor:
+    def train_step(self, batches: Feed, factor: float) -> Tensor:
         """One step of the optimiser at ``factor`` times the recipe's rate; the loss, still on the device."""
         self._parallel.train()
         for group, rate in zip(self._optimizer.param_groups, self._base_rates, strict=True):
@@ -183,7 +204,7 @@ def logits(
     return np.concatenate(out)
 
 
-def fit(learner: Learner, batches: Batches, until: int, progress: Callable[[int], float]) -> float:
+def fit(learner: Learner, batches: Feed, until: int, progress: Callable[[int], float]) -> float:
     """Train up to step ``until``, or until the budget is spent; gives the mean training loss.
 
     Args:
@@ -211,7 +232,7 @@ def fit(learner: Learner, batches: Batches, until: int, progress: Callable[[int]
     return float(total) / max(learner.step - begun, 1)
 
 
-def _finite(steps: list[tuple[Tensor, float]], learner: Learner, batches: Batches) -> Tensor:
+def _finite(steps: list[tuple[Tensor, float]], learner: Learner, batches: Feed) -> Tensor:
     """The sum of the last steps' losses; every worker raises at the same step or none does."""
     found = torch.stack([loss for loss, _ in steps])
     fine = torch.isfinite(found)
@@ -293,7 +314,7 @@ def _class_weights(counts: list[int], exponent: float) -> Tensor:
     return weights * frequency.sum() / (weights * frequency).sum()
 
 
-def _targets(faces: Faces, num_classes: int) -> Tensor:
+def targets_of(faces: Faces, num_classes: int) -> Tensor:
     """What is learned, float32 ``[N, K]``: the shares of the votes where there are any, else the label alone."""
     targets = F.one_hot(torch.tensor(faces.labels), num_classes).float()
     if faces.votes is not None:

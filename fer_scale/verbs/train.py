@@ -18,13 +18,14 @@ from fer_scale import storage
 from fer_scale.bundle import Bundle
 from fer_scale.cluster import connected
 from fer_scale.console import progress, say, set_quiet
-from fer_scale.durations import parse_seconds
+from fer_scale.durations import parse_bytes, parse_seconds
 from fer_scale.errors import FerScaleError, InputError
 from fer_scale.faces.store import Store
 from fer_scale.learning.checkpoints import Checkpoints
 from fer_scale.learning.configuration import Configuration
 from fer_scale.learning.epochs import Plan, begin, run
 from fer_scale.learning.finish import finish
+from fer_scale.verbs.train_stream import READER_CPUS, opened, readers
 
 DEFAULT_EPOCHS = 24
 MAX_FAILURES = 3
@@ -45,6 +46,7 @@ def train(
     workers: int | str = 1,
     init_from: str | os.PathLike[str] | None = None,
     test_time_flip: bool = False,
+    memory_limit: str | int | None = None,
     resume: bool = False,
     overwrite: bool = False,
     seed: int = 0,
@@ -66,6 +68,8 @@ def train(
             many as the cluster has room for and changes their number as machines come and go.
         init_from: a bundle whose backbone the fit begins with.
         test_time_flip: average over each picture and its mirror image, wherever the bundle is used: twice the compute.
+        memory_limit: most bytes of decoded faces that a worker keeps, or text like ``8GB``; what needs more is read by
+            Ray Data as the fit goes. A quarter of the machine's memory, shared by its workers, if not given.
         resume: go on from the last checkpoint in ``out``.
         overwrite: replace what is in ``out``.
         seed: of the weights, the order of the batches and the augmentation.
@@ -88,13 +92,15 @@ def train(
     low, high = _workers(workers, configuration.recipe.batch_size)
     faces = Store.open(store)
     for split in ("train", "val"):
-        faces.read(split, ["id"])
+        faces.check(split)
+    limit = None if memory_limit is None else parse_bytes(memory_limit, "memory-limit")
     inputs = [path for path in (store, from_search, config, init_from) if path]
     storage.check_output(out, overwrite=overwrite, resume=resume, inputs=inputs)
     if resume and storage.exists(storage.join(out, "config.json")):
         say(f"{out} is a finished bundle: nothing left to do")
         return _summary(Bundle.load(out), out, time.monotonic() - began)
     with connected(cpus=low) as cluster:
+        threads = cluster.threads(high)
         plan = Plan(
             store=store,
             checkpoints=storage.join(out, "fit"),
@@ -103,9 +109,12 @@ def train(
             seconds=seconds and max(seconds - (time.monotonic() - began) - FINISHING_SECONDS, seconds / 2),
             init_from=storage.normal(init_from) if init_from else None,
             seed=seed,
-            threads=cluster.threads(high),
+            threads=threads,
             gpu=cluster.gpus >= low,
+            streamed=_decoded(faces, configuration) > (limit or cluster.memory / 4 / cluster.together(high, threads)),
         )
+        if plan.streamed:
+            say("the faces are more than the memory limit: they are read as the fit goes")
         if not resume:
             begin(plan, faces.classes)  # what cannot be had must not cost what is there
         if overwrite:
@@ -120,12 +129,24 @@ def train(
 def _worker(told: dict[str, Any]) -> FerScaleError | None:
     """What each worker of Ray Train runs; gives the error that ends all of them alike and that no restart mends."""
     try:
-        run(Plan(**told), lambda row: ray.train.report({"epoch": row["epoch"]}))
+        plan = Plan(**told)
+        run(plan, lambda row: ray.train.report({"epoch": row["epoch"]}), opened(plan.threads))
     except FerScaleError as error:
         if isinstance(error, InputError) and storage.is_outage(error):
             raise
         return error
     return None
+
+
+def _cpus(plan: Plan) -> float:
+    """Reserved by a worker, which leaves what the tasks that read for it need: without a share they wait for ever."""
+    return plan.threads - (READER_CPUS * readers(plan.threads) if plan.streamed else 0)
+
+
+def _decoded(faces: Store, configuration: Configuration) -> int:
+    """Bytes of the splits that a fit keeps in memory."""
+    rows = sum(sum(faces.counts[split].values()) for split in ("train", "val"))
+    return rows * configuration.preprocessing.channels * configuration.preprocessing.size**2
 
 
 class _Trainer(TorchTrainer):
@@ -150,7 +171,7 @@ def _fit(plan: Plan, low: int, high: int) -> None:
             scaling_config=ray.train.ScalingConfig(
                 num_workers=low if low == high else (low, high),  # type: ignore[arg-type]  # the types are of the deprecated one
                 use_gpu=plan.gpu,
-                resources_per_worker={"CPU": plan.threads, "GPU": int(plan.gpu)},
+                resources_per_worker={"CPU": _cpus(plan), "GPU": int(plan.gpu)},
             ),
             run_config=ray.train.RunConfig(  # the types describe the deprecated one
                 storage_path=scratch,

@@ -127,6 +127,14 @@ def test_two_workers_take_the_same_steps(store: Path, config: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
+def test_a_store_larger_than_the_memory_limit_is_streamed(store: Path, config: Path, tmp_path: Path) -> None:
+    result = fer_scale.train(
+        store, out=tmp_path / "b", config=config, epochs=2, workers=2, memory_limit="100KB", quiet=True
+    )
+    assert result["epochs"] == 2
+    assert np.isfinite(pd.read_parquet(tmp_path / "b" / "curve.parquet")["train_loss"]).all()
+
+
 def test_an_elastic_fit_takes_the_workers_that_there_is_room_for(store: Path, config: Path, tmp_path: Path) -> None:
     result = fer_scale.train(store, out=tmp_path / "b", config=config, epochs=2, workers="1..4", quiet=True)
     assert result["epochs"] == 2
@@ -208,6 +216,7 @@ def test_an_output_that_holds_an_input_is_refused(trained: tuple[Path, dict[str,
         ({"family": "cnn1", "workers": "33"}, "at most 32"),
         ({"family": "cnn1", "workers": "8..2"}, "range as 2..8"),
         ({"from_search": "nowhere"}, "leaderboard.json"),
+        ({"family": "cnn1", "memory_limit": "much"}, "memory-limit 'much'"),
     ],
 )
 def test_what_cannot_be_is_refused_at_once(options: dict[str, Any], said: str, store: Path, tmp_path: Path) -> None:

@@ -9,17 +9,23 @@ import pytest
 import torch
 from onnxruntime import InferenceSession
 
+import fer_scale
 from fer_scale.bundle import build, export_onnx
 from fer_scale.errors import InputError
-from fer_scale.faces.store import Faces
+from fer_scale.faces.images import Preprocessing
+from fer_scale.faces.sample import draw
+from fer_scale.faces.store import Faces, Store
+from fer_scale.faces.windows import Windows
 from fer_scale.learning.augment import Augment, mix
 from fer_scale.learning.budget import Budget
 from fer_scale.learning.checkpoints import Checkpoints
 from fer_scale.learning.configuration import Configuration
 from fer_scale.learning.loop import Batches, DivergedError, Learner, anneal, fit
 from fer_scale.learning.recipe import Recipe
+from fer_scale.learning.stream import StreamedBatches
 
 CPU = torch.device("cpu")
+SMALL = Preprocessing(size=16, channels=1)
 NETWORK = {"variant": "slim10", "width": 0.25, "weights": "none", "dense": "none", "dropout": 0.0}
 
 
@@ -200,3 +206,33 @@ def test_a_mirrored_network_answers_a_picture_and_its_mirror_alike(faces: Faces,
     export_onnx(network, configuration.preprocessing, tmp_path / "model.onnx")
     (answer,) = InferenceSession(tmp_path / "model.onnx").run(None, {"images": faces.images[:3]})
     np.testing.assert_allclose(answer, logits.numpy(), atol=1e-4)
+
+
+def test_a_stream_takes_each_face_once_an_epoch_and_the_same_ones_for_any_number_of_workers(tmp_path: Path) -> None:
+    draw(tmp_path / "faces", 160, seed=0)
+    fer_scale.ingest(tmp_path / "faces", tmp_path / "store", quiet=True)
+    store = Store.open(str(tmp_path / "store"))
+    whole = store.faces("train", SMALL)
+    windows = Windows(store, "train", SMALL, batch_size=16, seed=3, window_bytes=3 * 16 * SMALL.size**2)
+    batches = StreamedBatches(windows, len(store.classes), CPU)
+    assert windows.per_epoch > 1
+    known = {ident: whole.images[at] for at, ident in enumerate(whole.ids)}
+    epochs = []
+    for epoch in range(2):
+        ids = []
+        for step in range(epoch * windows.steps_per_epoch, (epoch + 1) * windows.steps_per_epoch):
+            images, targets = batches.batch(step)
+            named = batches.ids(step)
+            assert targets.shape == (16, len(store.classes))
+            np.testing.assert_array_equal(images.numpy(), np.stack([known[ident] for ident in named]))
+            ids += named
+        assert len(set(ids)) == len(ids) > len(whole) - 16
+        epochs.append(ids)
+    assert epochs[0] != epochs[1]
+    halves = [windows.read(1, 0, rank, 2) for rank in range(2)]
+    mine = windows.read(1, 0)
+    assert [half.ids[0] for half in halves] == mine.ids[:2]
+    np.testing.assert_array_equal(halves[1].images, mine.images[1::2])
+    resumed = StreamedBatches(windows, len(store.classes), CPU)
+    for step in (windows.steps_per_epoch + 1, 2):
+        torch.testing.assert_close(resumed.batch(step), batches.batch(step))

@@ -1,0 +1,135 @@
+"""A split that does not fit into memory: its row groups in an order that seed and epoch decide, read window by window.
+
+What a global batch holds depends on the seed and the step alone, as it does for faces in memory, so that a streamed
+fit too can go on after a kill, with any number of workers.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from fer_scale import storage
+from fer_scale.errors import InputError
+from fer_scale.faces.images import Preprocessing
+from fer_scale.faces.store import Faces, Store
+
+WINDOW_BYTES = 64 * 2**20
+"""Of decoded faces: the shuffle mixes a window's, which come from all over the split."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """A row group."""
+
+    path: str
+    index: int
+    rows: int
+
+
+class Windows:
+    """One split as windows of whole global batches.
+
+    Each epoch draws an order of the row groups; a window is a stretch of that order, and its rows are drawn too.
+
+    Args:
+        store: where the faces lie.
+        split: must be there.
+        preprocessing: how they are decoded.
+        batch_size: global.
+        seed: of the order.
+        window_bytes: of decoded faces in a window, about.
+
+    Raises:
+        InputError: the store is not whole.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        split: str,
+        preprocessing: Preprocessing,
+        *,
+        batch_size: int,
+        seed: int,
+        window_bytes: int = WINDOW_BYTES,
+    ) -> None:
+        self._store, self._split, self._preprocessing, self._seed = store, split, preprocessing, seed
+        self._groups = _groups(store, split)
+        self._starts = np.cumsum([0] + [group.rows for group in self._groups])
+        rows = int(self._starts[-1])
+        self.size = min(batch_size, rows)
+        self.steps_per_epoch = rows // self.size
+        face = preprocessing.channels * preprocessing.size**2
+        self.steps_per_window = max(1, window_bytes // (face * self.size))
+
+    def at(self, step: int) -> tuple[int, int, int]:
+        """Epoch, window, and the batch's place within it."""
+        epoch, step = divmod(step, self.steps_per_epoch)
+        return (epoch, *divmod(step, self.steps_per_window))
+
+    @property
+    def per_epoch(self) -> int:
+        """Windows."""
+        return -(-self.steps_per_epoch // self.steps_per_window)
+
+    def read(self, epoch: int, window: int, rank: int = 0, workers: int = 1) -> Faces:
+        """The rows of a window that belong to one worker, decoded, batch after batch.
+
+        Every batch has as many of them: those at ``rank``, ``rank + workers``, ... of the global batch.
+        """
+        table = self._table(epoch, window, ["id", "image", "label", "votes"])
+        order = self._order(epoch, window, table.num_rows)
+        mine = order.reshape(-1, self.size)[:, rank::workers].ravel()
+        return self._store.decode(table.take(pa.array(mine)), self._preprocessing)
+
+    def ids(self, step: int) -> list[str]:
+        """Which faces the global batch of a step holds."""
+        epoch, window, place = self.at(step)
+        table = self._table(epoch, window, ["id"])
+        order = self._order(epoch, window, table.num_rows)
+        return list(table["id"].take(pa.array(order[place * self.size : (place + 1) * self.size])).to_pylist())
+
+    def _order(self, epoch: int, window: int, rows: int) -> npt.NDArray[np.int64]:
+        drawn = np.random.default_rng((self._seed, epoch, 1, window)).permutation(rows)
+        return drawn[: rows // self.size * self.size]
+
+    def _table(self, epoch: int, window: int, columns: list[str]) -> pa.Table:
+        first = window * self.steps_per_window * self.size
+        last = min(first + self.steps_per_window * self.size, self.steps_per_epoch * self.size)
+        return pa.concat_tables(self._pieces(epoch, first, last, columns)).combine_chunks()
+
+    def _pieces(self, epoch: int, first: int, last: int, columns: list[str]) -> Iterator[pa.Table]:
+        filesystem, _ = storage.filesystem(self._store.path)
+        order = np.random.default_rng((self._seed, epoch, 0)).permutation(len(self._groups))
+        ends = np.cumsum([self._groups[at].rows for at in order])
+        for place in range(int(np.searchsorted(ends, first, side="right")), len(order)):
+            group = self._groups[order[place]]
+            begin = int(ends[place]) - group.rows
+            if begin >= last:
+                break
+            fragment = ds.ParquetFileFormat().make_fragment(group.path, filesystem, row_groups=[group.index])
+            table = fragment.to_table(columns=columns, use_threads=False)
+            yield table.slice(max(first - begin, 0), min(last, int(ends[place])) - max(first, begin))
+
+
+def _groups(store: Store, split: str) -> list[Group]:
+    """The row groups of a split; ingest writes each split into files of its own."""
+    here = pc.field("split") == split
+    found = [
+        Group(part.path, part.row_groups[0].id, part.row_groups[0].num_rows)
+        for fragment in store.dataset().get_fragments(filter=here)
+        for part in fragment.split_by_row_group(filter=here)
+    ]
+    rows, expected = sum(group.rows for group in found), sum(store.counts.get(split, {}).values())
+    if rows != expected:
+        raise InputError(
+            f"{store.path} holds {rows:,} rows in the row groups of {split}, not the {expected:,} of its manifest",
+            "a whole face store, with a split in files of its own",
+            "ingest the source again with --overwrite",
+        )
+    return found

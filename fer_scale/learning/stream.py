@@ -1,0 +1,57 @@
+"""Batches of a split that does not fit into memory, in an order that the seed alone decides."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fer_scale.faces.store import Faces
+from fer_scale.faces.windows import Windows
+from fer_scale.learning.loop import targets_of
+
+Opened = Callable[[Windows, int, int, int, int], Iterator[Faces]]
+"""(windows, epoch, first window, rank, workers) to this worker's faces, window after window to the epoch's end."""
+
+
+def here(windows: Windows, epoch: int, first: int, rank: int, workers: int) -> Iterator[Faces]:
+    """Read and decode in this process, when they are asked for."""
+    for window in range(first, windows.per_epoch):
+        yield windows.read(epoch, window, rank, workers)
+
+
+class StreamedBatches:
+    """A `Feed` that holds one window of faces and goes forward; elsewhere it opens the stream anew."""
+
+    def __init__(self, windows: Windows, num_classes: int, device: torch.device, opened: Opened = here) -> None:
+        self.size = windows.size
+        self.steps_per_epoch = windows.steps_per_epoch
+        self._windows, self._classes, self._device, self._opened = windows, num_classes, device, opened
+        self._rank, self.workers = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self._part = len(range(self._rank, self.size, self.workers))
+        self._at = (-1, -1)
+        self._stream: Iterator[Faces] = iter(())
+        self._faces: list[Faces] = []
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """This worker's part: uint8 ``[B, C, S, S]`` and targets float32 ``[B, K]``, on the device."""
+        epoch, window, place = self._windows.at(step)
+        if self._at != (epoch, window):
+            if self._at != (epoch, window - 1):
+                self._stream = self._opened(self._windows, epoch, window, self._rank, self.workers)
+            self._faces.clear()  # before the next comes: never two in memory
+            self._faces.append(next(self._stream))
+            self._at = (epoch, window)
+        faces = self._faces[0].rows(slice(place * self._part, (place + 1) * self._part))
+        images, targets = torch.from_numpy(faces.images), targets_of(faces, self._classes)
+        if self._device.type == "cuda":
+            images, targets = images.pin_memory(), targets.pin_memory()
+        return images.to(self._device, non_blocking=True), targets.to(self._device, non_blocking=True)
+
+    def ids(self, step: int) -> list[str]:
+        """Which faces the global batch holds, read anew."""
+        return self._windows.ids(step)
+
+    def share(self, draws: Tensor) -> Tensor:
+        """This worker's rows of what was drawn for the global batch."""
+        return draws[self._rank :: self.workers]

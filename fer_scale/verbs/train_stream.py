@@ -1,0 +1,66 @@
+"""Faces of a store larger than memory, decoded by Ray Data wherever the cluster has room, in the fit's own order.
+
+What travels to a task is the number of a window; it reads the row groups of the window and decodes the rows of one
+worker. The blocks keep their order, so that the stream is as repeatable as faces in memory are.
+"""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import ray.data
+from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
+
+from fer_scale.faces.store import Faces
+from fer_scale.faces.windows import WINDOW_BYTES, Windows
+
+READER_CPUS = 0.1
+"""Reserved by a task that reads and decodes, out of what a worker of the fit leaves."""
+WINDOWS_AHEAD = 4
+"""About as many decoded windows wait in the object store for each worker."""
+
+
+def readers(threads: int) -> int:
+    """Tasks at a time for a worker of so many threads."""
+    return max(2, threads)
+
+
+def opened(threads: int) -> Any:
+    """How a worker of so many threads reads its windows, see `fer_scale.learning.stream.Opened`."""
+
+    def stream(windows: Windows, epoch: int, first: int, rank: int, workers: int) -> Iterator[Faces]:
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+        def read(row: Any) -> Any:
+            faces = windows.read(epoch, int(row["window"][0]), rank, workers)
+            votes = np.empty((len(faces), 0), dtype=np.float32) if faces.votes is None else faces.votes
+            return {"images": faces.images, "labels": faces.labels, "votes": votes}
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Ray's deprecations of its own settings, read while they are copied
+            with DataContext.current(_context()):
+                numbers = [{"window": at} for at in range(first, windows.per_epoch)]
+                found = ray.data.from_items(numbers, override_num_blocks=len(numbers)).map_batches(
+                    read, batch_size=1, num_cpus=READER_CPUS, compute=TaskPoolStrategy(size=readers(threads))
+                )
+                blocks = found.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1)
+        for block in blocks:
+            columns = cast(dict[str, npt.NDArray[Any]], block)
+            votes = columns["votes"] if columns["votes"].shape[1] else None
+            yield Faces(columns["images"], columns["labels"], [], votes)
+
+    return stream
+
+
+def _context() -> DataContext:
+    context = DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.enable_auto_log_stats = False
+    context.print_on_execution_start = False
+    context.target_max_block_size = None  # a window is one block
+    context.execution_options.preserve_order = True
+    context.execution_options.resource_limits = ExecutionResources(object_store_memory=WINDOWS_AHEAD * WINDOW_BYTES)
+    return context
