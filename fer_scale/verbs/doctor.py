@@ -76,7 +76,8 @@ def doctor(
 
 
 def _examine(cluster: Cluster, path: str | None, cpus: float, gpus: float) -> list[Finding]:
-    there = f"{len(cluster.machines)} machines, {cluster.cpus:g} CPUs, {cluster.gpus:g} GPUs"
+    machines = f"{len(cluster.machines)} machine" + "s" * (len(cluster.machines) > 1)
+    there = f"{machines}, {cluster.cpus:g} CPUs, {cluster.gpus:g} GPUs"
     found = [Finding("cluster", "ok", f"{'started here' if cluster.ours else 'joined'}: {there}")]
     found.append(_resources(cluster, cpus, gpus))
     probe = ""
