@@ -149,7 +149,7 @@ SHORTER = {  # what a tutorial takes minutes for, in seconds; the commands stay 
 def typed(page: Path, *languages: str) -> list[str]:
     """What a page tells people to type, line by line, without prompts and remarks."""
     lines = [line.removeprefix("$ ") for block in blocks(page, *languages) for line in block.splitlines()]
-    return [re.sub(r" +# .*", "", line) for line in lines if line.strip()]
+    return [re.sub(r" +# .*", "", line) for line in lines if line.strip() and not line.startswith("#")]
 
 
 def test_readme_and_quickstart_tell_the_same_session() -> None:
