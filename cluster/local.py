@@ -33,8 +33,8 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def cluster(nodes: int, cpus: float, gpus: float, head_cpus: float = 0) -> Iterator[list[str]]:
-    """Start it and give the lines that say how to reach it; end it with the block.
+def cluster(nodes: int, cpus: float, gpus: float, head_cpus: float = 0) -> Iterator[list[int]]:
+    """Start it, put into this process's environment how to reach it, give the raylets' numbers; end it with the block.
 
     The head does no work of its own, as on the other clusters of this folder. Whoever connects needs the token, and the
     files lie in a folder of their own, so that no other Ray on this machine is disturbed.
@@ -57,12 +57,9 @@ def cluster(nodes: int, cpus: float, gpus: float, head_cpus: float = 0) -> Itera
     try:
         running.add_node(num_cpus=head_cpus, dashboard_agent_listen_port=free_port(), **dashboard, **common)
         added = [running.add_node(num_cpus=cpus, num_gpus=gpus, **common) for _ in range(nodes)]
-        raylets = [node.all_processes["raylet"][0].process.pid for node in added]
-        yield [
-            f"export RAY_ADDRESS={running.address} RAY_API_SERVER_ADDRESS=http://{running.head_node.webui_url}",
-            f"export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={token}",
-            *(f"# node {number + 1}: kill -9 {pid}" for number, pid in enumerate(raylets)),
-        ]
+        os.environ["RAY_ADDRESS"] = running.address
+        os.environ["RAY_API_SERVER_ADDRESS"] = f"http://{running.head_node.webui_url}"
+        yield [node.all_processes["raylet"][0].process.pid for node in added]
     finally:
         running.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
@@ -77,8 +74,10 @@ def main() -> None:
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
-    with cluster(given.nodes, given.cpus, given.gpus) as lines:
-        print(*lines, sep="\n", flush=True)
+    with cluster(given.nodes, given.cpus, given.gpus) as raylets:
+        for names in (("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"), ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")):
+            print("export", *(f"{name}={os.environ[name]}" for name in names))
+        print(*(f"# node {number}: kill -9 {pid}" for number, pid in enumerate(raylets, 1)), sep="\n", flush=True)
         print("running; Ctrl-C ends it", file=sys.stderr, flush=True)
         ended.wait()
 

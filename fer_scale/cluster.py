@@ -1,11 +1,13 @@
 """Joining or starting Ray: the only `ray.init` of the package."""
 
 import logging
+import math
 import os
 import secrets
 import signal
 import socket
 import threading
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +23,7 @@ os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 
 import ray
 from ray._private.services import find_bootstrap_address
+from ray.autoscaler.sdk import request_resources
 from ray.exceptions import AuthenticationError, RaySystemError
 
 from fer_scale.console import say, warn
@@ -30,6 +33,9 @@ AUTHENTICATION = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 CONNECT_SECONDS = 10.0
 """How long a cluster may take to accept a connection."""
+
+AUTOSCALER_SECONDS = float(os.environ.get("FER_SCALE_AUTOSCALER_SECONDS", "0"))
+"""How long to wait for machines that an autoscaler brings; 0 where there is none, which Ray does not tell."""
 
 TOLERANCE = 1e-6
 """Shares of CPUs are floats: three times a third is a CPU."""
@@ -64,8 +70,8 @@ class Cluster:
                 return threads
         return 1
 
-    def require(self, cpus: float = 0, gpus: float = 0, one: float = 0, one_gpus: float = 0) -> None:
-        """Refuse to ask for more than there is: Ray would wait for it for ever.
+    def require(self, cpus: float = 0, gpus: float = 0, one: float = 0, one_gpus: float = 0) -> "Cluster":
+        """Refuse to ask for more than there is, or than an autoscaler brings: Ray would wait for it for ever.
 
         Args:
             cpus: CPUs in all.
@@ -73,9 +79,25 @@ class Cluster:
             one: CPUs of the largest process, which has to find them on one machine.
             one_gpus: GPUs of the largest process, likewise.
 
+        Returns:
+            The cluster as it is then.
+
         Raises:
             InputError: fewer CPUs or GPUs are there than are asked for.
         """
+        if (said := self.lacks(cpus, gpus, one, one_gpus)) is None:
+            return self
+        if self.grows:
+            return self._grown(cpus, gpus, one, one_gpus)
+        raise InputError(*said)
+
+    @property
+    def grows(self) -> bool:
+        """Whether an autoscaler may bring what is missing."""
+        return AUTOSCALER_SECONDS > 0 and ray.is_initialized() and not self.ours
+
+    def lacks(self, cpus: float, gpus: float, one: float = 0, one_gpus: float = 0) -> tuple[str, str, str] | None:
+        """What is asked for and not there; what was received, expected, and what to do."""
         more = "ask for fewer workers or CPUs, or add nodes"
         larger = "ask for fewer, or add larger machines"
         for asked, there, what, owner, way in (
@@ -85,7 +107,30 @@ class Cluster:
             (one_gpus, self.most_gpus, "GPUs were asked for in one process", "largest machine", larger),
         ):
             if asked > there + TOLERANCE:
-                raise InputError(f"{asked:g} {what}", f"at most the {there:g} that the {owner} has", way)
+                return f"{asked:g} {what}", f"at most the {there:g} that the {owner} has", way
+        return None
+
+    def _grown(self, cpus: float, gpus: float, one: float, one_gpus: float) -> "Cluster":
+        """Ask the autoscaler for what is missing, and wait for it.
+
+        Raises:
+            InputError: it did not come within `AUTOSCALER_SECONDS`.
+        """
+        shapes = [{"CPU": 1.0}] * math.ceil(cpus) + [{"GPU": 1.0}] * math.ceil(gpus) + [{"CPU": one, "GPU": one_gpus}]
+        wanted = [{kind: share for kind, share in shape.items() if share} for shape in shapes]
+        say(f"waiting for the autoscaler to bring {max(cpus, one):g} CPUs and {max(gpus, one_gpus):g} GPUs")
+        until, found = time.monotonic() + AUTOSCALER_SECONDS, self
+        request_resources(bundles=[shape for shape in wanted if shape])
+        try:
+            while said := found.lacks(cpus, gpus, one, one_gpus):
+                if time.monotonic() > until:
+                    told = f"{said[0]} and did not come within {AUTOSCALER_SECONDS / 60:g} minutes"
+                    raise InputError(told, said[1], "ray status says why; give the same command again, or ask for less")
+                time.sleep(1.0)
+                found = _found(self.ours)
+        finally:
+            request_resources(bundles=[])  # what came stays while work is on it, and goes when idle
+        return found
 
     def busy(self, cpus: float, gpus: float) -> str:
         """What would have to be waited for, because others use it now; empty where that is nothing."""
@@ -97,7 +142,7 @@ class Cluster:
 
 
 def connect(cpus: float = 1, gpus: float = 0) -> Cluster:
-    """Join the running cluster, or start one on this machine, and check that it has what is asked for.
+    """Join the running cluster, or start one on this machine, and see that it has what is asked for.
 
     A running one is that of the job this process is, of RAY_ADDRESS, or the one `ray start` left on this
     machine; RAY_ADDRESS=local starts an own one in any case. A started one asks for a token that only this
@@ -114,14 +159,8 @@ def connect(cpus: float = 1, gpus: float = 0) -> Cluster:
     """
     new = not ray.is_initialized()
     ours = _start() if new else False
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    machines = tuple(node["Resources"].get("CPU", 0.0) for node in alive)
-    most_gpus = max((node["Resources"].get("GPU", 0.0) for node in alive), default=0.0)
-    memory = min((node["Resources"].get("memory", 0.0) for node in alive), default=0.0)
-    found = Cluster(resources.get("CPU", 0.0), resources.get("GPU", 0.0), machines, ours, most_gpus, memory)
     try:
-        found.require(cpus, gpus)
+        found = _found(ours).require(cpus, gpus)
     except InputError:
         if ours:
             ray.shutdown()
@@ -131,6 +170,16 @@ def connect(cpus: float = 1, gpus: float = 0) -> Cluster:
     if not ours:
         say(f"cluster: {len(found.machines)} machines, {found.cpus:g} CPUs, {found.gpus:g} GPUs")
     return found
+
+
+def _found(ours: bool) -> Cluster:
+    """What the cluster has now."""
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    machines = tuple(node["Resources"].get("CPU", 0.0) for node in alive)
+    most_gpus = max((node["Resources"].get("GPU", 0.0) for node in alive), default=0.0)
+    memory = min((node["Resources"].get("memory", 0.0) for node in alive), default=0.0)
+    return Cluster(resources.get("CPU", 0.0), resources.get("GPU", 0.0), machines, ours, most_gpus, memory)
 
 
 @contextmanager

@@ -96,10 +96,11 @@ def _examine(cluster: Cluster, path: str | None, cpus: float, gpus: float) -> li
 
 
 def _resources(cluster: Cluster, cpus: float, gpus: float) -> Finding:
-    try:
-        cluster.require(cpus, gpus)
-    except InputError as error:
-        return Finding("resources", "problem", f"{error.received}; {error.expected}", error.do)
+    if said := cluster.lacks(cpus, gpus):
+        received, expected, do = said
+        if cluster.grows:
+            return Finding("resources", "ok", f"{received}; the autoscaler may bring them, and a verb waits for that")
+        return Finding("resources", "problem", f"{received}; {expected}", do)
     busy = cluster.busy(cpus, gpus)
     if busy:
         return Finding("resources", "warning", busy, "wait for the other jobs, or stop them: ray job list")
