@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 LEVEL = 0.95
 """With what probability, over the draw of calib, the promise holds."""
-CANDIDATES = 100
+CANDIDATES = 300
 """Thresholds that are tried: even quantiles of val's confidences."""
 NEVER = -1.0
 """Confidence of a label that no threshold accepts."""

@@ -1,5 +1,6 @@
 """certify: how many labels of a run are wrong, from a random sample that a person judges."""
 
+import hashlib
 import json
 import os
 from dataclasses import asdict
@@ -100,6 +101,9 @@ def _draw(out: str, manifest: dict[str, Any], size: int, overwrite: bool, seed: 
         words=_words(manifest),
         run_id=manifest["run_id"],
         out=out,
+        drawn=hashlib.blake2b(
+            "\0".join(sample.rows["id"]).encode(), digest_size=6
+        ).hexdigest(),  # answers are to this sample
     )
     certification.save(out, sample, {"seed": seed, "run_id": manifest["run_id"]})
     storage.write_bytes(paths["sheet.html"], page.encode())

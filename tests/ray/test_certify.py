@@ -14,8 +14,12 @@ from fer_scale.bundle import Bundle
 from fer_scale.cluster import connected
 from fer_scale.errors import InputError
 from fer_scale.faces.images import prepare
+from fer_scale.faces.sample import draw
+from fer_scale.learning import epochs
+from fer_scale.learning.finish import finish
 from fer_scale.predictor import Predictor
 from fer_scale.verbs.certify import certify
+from fer_scale.verbs.ingest import ingest
 from fer_scale.verbs.label import label
 from tests.bundles import write_bundle
 
@@ -120,3 +124,27 @@ def test_of_a_promise_the_accepted_labels_are_judged(session: None, tmp_path: Pa
     assert certify(out, answers=answered(out, 0), quiet=True)["kept"] is True
     assert certify(out, answers=answered(out, run["accepted"]), quiet=True)["kept"] is False
     assert "was not kept" in (out / "report.html").read_text()
+
+
+def test_what_a_model_takes_for_other_is_never_accepted(session: None, tmp_path: Path) -> None:
+    draw(tmp_path / "faces", 600, seed=1)
+    three = ["happy", "sad", "surprised"]
+    ingest(tmp_path / "faces", tmp_path / "store", classes=three, others="other", quiet=True)
+    small = {"variant": "slim10", "width": 0.25, "weights": "none", "dense": "none", "dropout": 0.0}
+    configuration = {
+        "family": "resnet",
+        "network": small,
+        "recipe": {"batch_size": 16, "lr": 3e-3, "augmentation": 0.3},
+    }
+    plan = epochs.Plan(store=str(tmp_path / "store"), checkpoints=str(tmp_path / "fit"), configuration=configuration,
+                       epochs=10, seconds=None, init_from=None, seed=0, threads=1, gpu=False)  # fmt: skip
+    epochs.run(plan, lambda row: None)
+    (tmp_path / "bundle").mkdir()
+    finish(plan, tmp_path / "bundle")
+    out = tmp_path / "out"
+    run = label(tmp_path / "bundle", tmp_path / "faces", out, include="*.png", max_error=0.4, quiet=True)
+    rows = pd.read_parquet(out / "labels")
+    assert run["labels"]["other"] > 20, "the model knows the class"
+    assert not rows.loc[rows["label"] == "other", "accepted"].any()
+    assert rows["accepted"].sum() == run["accepted"] > 20
+    assert not run["drift"]["found"], "these are the faces that calib was drawn from"

@@ -24,7 +24,7 @@ def test_pictures_drawn_like_calib_are_no_drift() -> None:
     rng = np.random.default_rng(0)
     for rows in (5, 30, 300, 100_000):
         warned = sum(found(draw(rng, rows), draw(rng, 500)).found for _ in range(200))
-        assert warned <= 1, f"{warned} false alarms in 200 runs of {rows}"
+        assert warned <= 4, f"{warned} false alarms in 200 runs of {rows}"
 
 
 def test_another_confidence_or_other_labels_are_drift() -> None:
