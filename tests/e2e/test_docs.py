@@ -124,6 +124,13 @@ def test_extras_that_are_named_exist() -> None:
     assert {name for names in named for name in names.split(",")} <= set(extras)
 
 
+def test_pictures_are_used_and_small() -> None:
+    images = {path.name: path.stat().st_size for path in (ROOT / "docs/images").iterdir()}
+    shown = {name for page in PAGES for name in re.findall(r"\]\((?:docs/)?images/([^)#]+)", page.read_text())}
+    assert shown == set(images), "python scripts/pictures.py makes them"
+    assert all(size < 200_000 for size in images.values()), images
+
+
 def test_the_reference_holds_the_whole_public_api() -> None:
     described = re.findall(r"^::: [\w.]+\.(\w+)$", (ROOT / "docs/api.md").read_text(), flags=re.M)
     assert sorted(described) == sorted(set(fer_scale.__all__) - {"__version__"})
