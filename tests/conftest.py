@@ -1,10 +1,12 @@
 """What all tests share: one thread a process, no cluster but their own, and a real S3 server on request."""
 
 import os
+import secrets
 
 # Before torch, Ray and the AWS libraries are imported, and for the processes that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["RAY_ADDRESS"] = "local"
+os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # read once a process; the home folder may hold another
 os.environ["MPLBACKEND"] = "Agg"
 for _name in [name for name in os.environ if name.startswith("AWS_")]:
     del os.environ[_name]  # no test may reach anybody's buckets
@@ -12,7 +14,6 @@ os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 os.environ["AWS_CONFIG_FILE"] = os.environ["AWS_SHARED_CREDENTIALS_FILE"] = os.devnull
 
 import logging
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -4,6 +4,7 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -136,8 +137,9 @@ def test_what_a_model_takes_for_other_is_never_accepted(session: None, tmp_path:
         "network": small,
         "recipe": {"batch_size": 16, "lr": 3e-3, "augmentation": 0.3},
     }
-    plan = epochs.Plan(store=str(tmp_path / "store"), checkpoints=str(tmp_path / "fit"), configuration=configuration,
-                       epochs=10, seconds=None, init_from=None, seed=0, threads=1, gpu=False)  # fmt: skip
+    where = {"store": str(tmp_path / "store"), "checkpoints": str(tmp_path / "fit"), "init_from": None}
+    how: dict[str, Any] = {"epochs": 10, "seconds": None, "seed": 0, "threads": 1, "gpu": False, "streamed": False}
+    plan = epochs.Plan(configuration=configuration, **where, **how)
     epochs.run(plan, lambda row: None)
     (tmp_path / "bundle").mkdir()
     finish(plan, tmp_path / "bundle")

@@ -1,6 +1,9 @@
 """A real local Ray: started, measured, ended."""
 
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,8 +35,11 @@ def test_more_than_there_is_is_refused_and_the_session_stays(session: object) ->
     assert ray.is_initialized()
 
 
-def test_no_token_is_written_into_the_home_folder(session: object) -> None:
-    import os
-
-    if os.environ.get("RAY_AUTH_TOKEN"):
-        assert not Path("~/.ray/auth_token").expanduser().exists()
+def test_no_token_is_written_into_the_home_folder(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH_")}
+    code = "import os; from fer_scale.cluster import connect; connect(); print(len(os.environ['RAY_AUTH_TOKEN']))"
+    started = subprocess.run(
+        [sys.executable, "-c", code], env={**environment, "HOME": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert started.stdout.split() == ["64"], started.stderr
+    assert not (tmp_path / ".ray").exists()

@@ -2,8 +2,6 @@
 
 import contextlib
 import json
-import os
-import secrets
 import shutil
 import tempfile
 import time
@@ -30,8 +28,6 @@ NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 100_000_000}
 def nodes() -> Iterator[Cluster]:
     """A head that offers nothing, as it should be, and three nodes; this process is connected to it."""
     folder = tempfile.mkdtemp(prefix="fs-")  # short: sockets live below it
-    if not os.environ.get("RAY_AUTH_TOKEN"):  # as for every cluster of these tests; Ray reads it once a process
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TMPDIR", folder)
         running = Cluster(shutdown_at_exit=False)
