@@ -10,6 +10,7 @@ blocks-N          N work units that cost nothing: what Ray's scheduling of a uni
 driver-N          a manifest of N rows, some fifty bytes each on disk: listing, ledger and summary, without Ray.
 
 Each part is a process of its own, whose peak memory is its own. About 1.5 minutes a part, driver-10000000 about six.
+What is found goes into benchmarks/results/scale.json and into the table of docs/scale.md.
 """
 
 import argparse
@@ -37,6 +38,7 @@ import numpy.typing as npt
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
+import scale_table
 
 from cluster.local import cluster
 from fer_scale.cluster import connected
@@ -74,7 +76,7 @@ class Sleeping:
 
     def probabilities(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         time.sleep(UNIT / RATE)
-        return np.full((len(images), len(self.classes)), 0.25, dtype=np.float32)
+        return np.random.default_rng(0).dirichlet(np.ones(len(self.classes)), len(images)).astype(np.float32)
 
 
 class SleepingLabeller(Labeller):
@@ -110,14 +112,14 @@ def job(source: Source, out: str, workers: int) -> Job:
     )  # fmt: skip
 
 
-def pictures(folder: Path, units: int) -> Source:
-    """A table of small pictures, as many as the units hold."""
+def pictures(folder: Path, units: int, rows: int = ROWS) -> Source:
+    """A table of small pictures, `rows` in each unit, of which those of a unit are no two alike."""
     from fer_scale.faces.sample import draw
 
-    draw(folder / "drawn", count=ROWS, seed=0)
-    drawn = [path.read_bytes() for path in sorted((folder / "drawn").rglob("*.png"))][:ROWS]
-    table = pa.table({"id": [f"{n:07d}" for n in range(units * ROWS)], "image": drawn * units})
-    pq.write_table(table, folder / "faces.parquet", row_group_size=ROWS)
+    draw(folder / "drawn", count=rows, seed=0)
+    drawn = [path.read_bytes() for path in sorted((folder / "drawn").rglob("*.png"))]
+    table = pa.table({"id": [f"{n:07d}" for n in range(units * rows)], "image": drawn * units})
+    pq.write_table(table, folder / "faces.parquet", row_group_size=rows)
     return Source.open(str(folder / "faces.parquet"), id_column="id")
 
 
@@ -158,13 +160,17 @@ def blocks(count: int, folder: Path) -> dict[str, Any]:
 
     with cluster(1, ACTORS, 0), connected(cpus=ACTORS):
         began = time.monotonic()
-        came = [time.monotonic() for _ in messages(job(source, str(folder / "out"), ACTORS), rows, IdleLabeller)]
+        came, busy = [], []
+        for _ in messages(job(source, str(folder / "out"), ACTORS), rows, IdleLabeller):
+            came.append(time.monotonic())
+            busy.append(time.process_time())
     seconds = came[-1] - came[0]
     return {
         "blocks": len(came),
         "seconds_until_the_first": round(came[0] - began, 1),
         "seconds": round(seconds, 2),
         "milliseconds_a_block": round(1000 * seconds / (len(came) - 1), 2),
+        "driver_cpu_milliseconds_a_block": round(1000 * (busy[-1] - busy[0]) / (len(came) - 1), 2),
         "driver_peak_mib": peak(),
     }
 
@@ -177,10 +183,12 @@ def driver(count: int, folder: Path) -> dict[str, Any]:
     source, out = Source.open(str(folder / "manifest"), uri_column="uri"), str(folder / "out")
     template = one_entry(folder / "one")
     found: dict[str, Any] = {"rows": count, "manifest_mib": size(folder / "manifest"), "peak_mib_before": peak()}
+    for what in ("labels", "ledger"):
+        found[f"kib_of_{what}_a_unit"] = round(1024 * size(folder / "one/out" / what, 6), 1)
     found["seconds_to_open"], unit_images = timed(source.unit_images)
 
     ledger, held, sent, units = Ledger(out), [], 0, 0
-    entering, began = 0.0, time.monotonic()
+    entering, began, busy = 0.0, time.monotonic(), time.process_time()
     for unit, _ in Plan({}, set()).match(source.units(unit_images)):
         units, sent = units + 1, sent + len(unit.to_bytes())
         held.append({**template, "key": unit.key, "part": unit.part, "span": unit.span, "inputs": unit.size})
@@ -191,6 +199,7 @@ def driver(count: int, folder: Path) -> dict[str, Any]:
     entering += timed(partial(ledger.commit, held, 2.0))[0]
     found |= {"units": units, "kib_sent_a_unit": round(sent / units / 1024, 1)}
     found |= {"seconds_listing": round(time.monotonic() - began - entering, 1), "seconds_entering": round(entering, 1)}
+    found["cpu_seconds_listing_and_entering"] = round(time.process_time() - busy, 1)
     found |= {"ledger_mib": size(folder / "out"), "peak_mib_listed": peak()}
 
     found["seconds_loading_the_ledger"], loaded = timed(lambda: Ledger(out))
@@ -221,11 +230,11 @@ def manifest(folder: Path, rows: int) -> None:
 
 
 def one_entry(folder: Path) -> dict[str, Any]:
-    """A unit's entry in the ledger, as a worker makes it."""
+    """A whole unit's entry in the ledger, as a worker makes it; what the worker publishes lies in ``out``."""
     folder.mkdir()
-    source = pictures(folder, 1)
-    (unit,) = source.units(ROWS)
-    worker = Worker(Sleeping(), str(folder / "out"), Reader(source.image_column, source.id_column))
+    source = pictures(folder, 1, UNIT)
+    (unit,) = source.units(UNIT)
+    worker = Worker(Sleeping(), str(folder / "out"), Reader(source.image_column, source.id_column), batch=UNIT)
     return worker.label(unit.published_as(unit.key))
 
 
@@ -240,8 +249,9 @@ def peak() -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
 
 
-def size(folder: Path) -> float:
-    return round(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**20, 1)
+def size(folder: Path, digits: int = 1) -> float:
+    """MiB of all files in it."""
+    return round(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**20, digits)
 
 
 def measure(part: str) -> dict[str, Any]:
@@ -276,6 +286,8 @@ def main() -> None:
         found["date"] = time.strftime("%Y-%m-%d")
         given.to.write_text(json.dumps(found, indent=2) + "\n")
         print(part, json.dumps(found[part], indent=2), flush=True)
+    if given.to == RESULTS:
+        scale_table.write(found)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ The jobs run as they would anywhere: the package is not installed for them, it t
 """
 
 import contextlib
+import io
 import json
 import os
 import secrets
@@ -13,10 +14,12 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
+import pyarrow.parquet as pq
 import pytest
 
 from fer_scale import storage
@@ -81,11 +84,16 @@ class Cluster:
             env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=timeout,
         )  # fmt: skip
 
-    def submit(self, *arguments: str, code: int = 0) -> str:
-        """Run one job to its end; what it said."""
+    def submit(self, *arguments: str, code: int = 0, ray: str = "ray") -> str:
+        """Run one job to its end; what it said.
+
+        Args:
+            code: 0 where it has to succeed.
+            ray: the program that submits.
+        """
         submit = ["job", "submit", "--working-dir", ".", "--address", f"http://127.0.0.1:{self.dashboard}"]
         done = subprocess.run(
-            ["ray", *submit, "--", "python", *arguments],
+            [ray, *submit, "--", "python", *arguments],
             env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=280,
         )  # fmt: skip
         said = done.stdout + done.stderr
@@ -150,25 +158,77 @@ def result(said: str) -> dict[str, object]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_the_line_through_jobs(cluster: Cluster, bucket: str) -> None:
-    store, search, bundle, labels = (f"{bucket}/{name}" for name in ("store", "search", "bundle", "labels"))
+@pytest.mark.timeout(900)
+def test_every_verb_is_a_job(cluster: Cluster, bucket: str) -> None:
+    names = ("store", "search", "bundle", "report", "labels")
+    store, search, bundle, report, labels = (f"{bucket}/{name}" for name in names)
+
+    said = cluster.submit("jobs/doctor.py", "--storage", f"{bucket}/scratch", "--cpus", "2", "--json")
+    assert result(said)["healthy"], said
 
     said = cluster.submit("jobs/ingest.py", f"{bucket}/faces", store, "--json")
     assert result(said)["kept"] == 160
+    assert result(said)["store"] == store
 
     budget = ("--max-trials", "2", "--time-budget", "40s")
-    cluster.submit("jobs/tune.py", store, "--out", search, "--families", "cnn1", *budget)
+    said = cluster.submit("jobs/tune.py", store, "--out", search, "--families", "cnn1", *budget)
+    assert f"{search}/report.html" in said
     assert storage.read_json(f"{search}/leaderboard.json")
     assert storage.exists(f"{search}/trials.parquet")
 
-    cluster.submit("jobs/train.py", store, "--from", search, "--out", bundle, "--epochs", "1")
+    said = cluster.submit("jobs/train.py", store, "--from", search, "--out", bundle, "--epochs", "1", "--json")
+    assert result(said)["bundle"] == bundle
     assert storage.read_json(f"{bundle}/config.json")["family"] == "cnn1"
+
+    said = cluster.submit("jobs/evaluate.py", bundle, store, "--out", report, "--json")
+    assert result(said)["model_id"] == storage.read_json(f"{report}/metrics.json")["model_id"]
 
     said = cluster.submit("jobs/label.py", bundle, f"{bucket}/faces", labels, "--include", "*.png", "--json")
     summary = result(said)
     assert summary["inputs"] == summary["labelled"] == 160
     assert storage.read_json(f"{labels}/summary.json")["model_id"] == summary["model_id"]
+    assert f"report: {labels}/report.html" in said
+
+    said = cluster.submit("jobs/certify.py", labels, "--sample", "10", "--json")
+    assert storage.exists(str(result(said)["sheet"]))
+
+    (port,) = free_ports(1)
+    said = cluster.submit_and_stop(lambda: ready(port), "jobs/serve.py", bundle, "--port", str(port))
+    assert f"http://127.0.0.1:{port}" in said
+    assert "stopped serving" in said
+    assert not ready(port)
+
+
+def ready(port: int) -> bool:
+    """Whether an endpoint answers there."""
+    with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as answer:
+        return answer.status == 200
+    return False
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_machine_with_ray_alone_submits(cluster: Cluster, bucket: str, tmp_path: Path) -> None:
+    """Neither fer_scale nor PyTorch is where the job comes from."""
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "thin"], check=True)
+    program = tmp_path / "thin/bin"
+    install = [
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "-c",
+        "constraints.txt",
+        "ray[default]",
+    ]
+    subprocess.run([program / "python", *install], cwd=ROOT, check=True)
+    there = subprocess.run([program / "pip", "list"], capture_output=True, text=True, check=True).stdout
+    assert "torch" not in there
+    assert "pyarrow" not in there
+    said = cluster.submit("jobs/ingest.py", f"{bucket}/faces", f"{bucket}/thin", "--json", ray=str(program / "ray"))
+    assert result(said)["kept"] == 160
+    assert storage.read_json(f"{bucket}/thin/manifest.json")["counts"]
 
 
 def test_a_stopped_label_job_says_how_to_go_on_and_does(cluster: Cluster, bucket: str, tmp_path: Path) -> None:
@@ -186,15 +246,31 @@ def test_a_stopped_label_job_says_how_to_go_on_and_does(cluster: Cluster, bucket
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_stopped_fit_goes_on_from_its_checkpoint(cluster: Cluster, bucket: str) -> None:
-    store, out = f"{bucket}/store-to-fit", f"{bucket}/fit"
+def test_a_stopped_fit_and_a_stopped_search_go_on(cluster: Cluster, bucket: str) -> None:
+    store, fit, search = (f"{bucket}/{name}" for name in ("store-to-fit", "fit", "stopped-search"))
     cluster.submit("jobs/ingest.py", f"{bucket}/faces", store)
-    command = ("jobs/train.py", store, "--out", out, "--family", "cnn1", "--epochs", "12", "--json")
-    said = cluster.submit_and_stop(lambda: storage.exists(f"{out}/fit/state.json"), *command)
+    command = ("jobs/train.py", store, "--out", fit, "--family", "cnn1", "--epochs", "12", "--json")
+    said = cluster.submit_and_stop(lambda: storage.exists(f"{fit}/fit/state.json"), *command)
     assert "stopped; the same command with --resume goes on" in said
-    begun = len(storage.read_json(f"{out}/fit/state.json")["curve"])
+    begun = len(storage.read_json(f"{fit}/fit/state.json")["curve"])
     assert 1 <= begun < 12
     assert result(cluster.submit(*command, "--resume"))["epochs"] == 12
+
+    command = ("jobs/tune.py", store, "--out", search, "--families", "cnn1", "--time-budget", "60s", "--json")
+    said = cluster.submit_and_stop(lambda: bool(trials(search)), *command)
+    assert "stopped; the same command with --resume goes on" in said
+    begun = trials(search)
+    assert result(cluster.submit(*command, "--resume"))["search"] == search
+    ended = trials(search)
+    assert ended == list(range(len(ended)))
+    assert len(begun) <= len(ended)
+
+
+def trials(search: str) -> list[int]:
+    """Numbers of the trials in a search's table."""
+    if not storage.exists(f"{search}/trials.parquet"):
+        return []
+    return pq.read_table(io.BytesIO(storage.read_bytes(f"{search}/trials.parquet")))["trial_id"].to_pylist()
 
 
 def test_a_job_with_wrong_input_fails_with_one_clear_line(cluster: Cluster, bucket: str) -> None:
