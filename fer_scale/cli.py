@@ -293,7 +293,18 @@ def job(verb: str) -> None:
 def run(arguments: list[str]) -> int:
     """`main`, but the exit code is returned."""
     call: Call | None = None
-    signal.signal(signal.SIGTERM, lambda *_: _stop(call))
+    told = False
+
+    def stop(*_: object) -> None:
+        """As after Ctrl-C, for `ray job stop` and schedulers; said at once: Ray kills a job three seconds later."""
+        nonlocal told
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if not told:
+            told = True
+            os.write(2, f"fer-scale: {_how_to_go_on(call)}\n".encode())  # print must not interrupt a print
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
     try:
         call = app(arguments, prog_name="fer-scale", standalone_mode=False)
         if not isinstance(call, Call):
@@ -301,10 +312,8 @@ def run(arguments: list[str]) -> int:
         result: Mapping[str, Any] = getattr(fer_scale, call.verb)(**call.arguments)
         show(result, call.json)
         return 0 if result.get("healthy", True) else UNHEALTHY
-    except _Terminated:
-        return 130
     except KeyboardInterrupt:
-        return fail(_how_to_go_on(call), 130)
+        return 130 if told else fail(_how_to_go_on(call), 130)
     except typer.TyperException as error:
         return fail(f"{error.format_message()} See fer-scale --help.", 2)
     except BrokenPipeError:
@@ -312,17 +321,6 @@ def run(arguments: list[str]) -> int:
         return 1
     except Exception as error:
         return explain(error, "--debug" in arguments)
-
-
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM came, and how to go on has been said."""
-
-
-def _stop(call: Call | None) -> None:
-    """As after Ctrl-C, for `ray job stop` and schedulers; said at once, because Ray kills a job three seconds later."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    os.write(2, f"fer-scale: {_how_to_go_on(call)}\n".encode())  # print must not interrupt a print
-    raise _Terminated
 
 
 def _how_to_go_on(call: Call | None) -> str:

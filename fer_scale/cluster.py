@@ -21,9 +21,13 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 # Tune would end a search at Ctrl-C as if it were done; it has to reach the command line.
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 
+import grpc
 import ray
+from ray._private.gcs_utils import create_gcs_channel
 from ray._private.services import find_bootstrap_address
 from ray.autoscaler.sdk import request_resources
+from ray.core.generated.gcs_service_pb2 import GetClusterIdRequest
+from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 from ray.exceptions import AuthenticationError, RaySystemError
 
 from fer_scale.console import say, warn
@@ -166,7 +170,7 @@ def connect(cpus: float = 1, gpus: float = 0) -> Cluster:
             ray.shutdown()
         raise
     if not ours and new and (busy := found.busy(cpus, gpus)):
-        warn(f"{busy}; this waits for the other jobs to end")
+        warn(f"{busy}; this waits for the other jobs to end (ray job list names them)")
     if not ours:
         say(f"cluster: {len(found.machines)} machines, {found.cpus:g} CPUs, {found.gpus:g} GPUs")
     return found
@@ -213,11 +217,7 @@ def _start() -> bool:
                 logging_level=logging.ERROR,
             )
     except AuthenticationError as error:
-        raise InputError(
-            f"the Ray cluster at {address or 'this machine'} refused the token",
-            "the token that the cluster was started with",
-            "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH",
-        ) from error
+        raise _refused(address or "this machine") from error
     except RuntimeError as error:
         if "Version mismatch" not in str(error):
             raise
@@ -235,7 +235,7 @@ def _start() -> bool:
 
 
 def _check_answers(address: str) -> None:
-    """Say at once that a cluster is gone: ray.init tries for many minutes."""
+    """Say at once that a cluster is gone, or wants another token: ray.init tries for long and cannot tell which."""
     host, _, port = address.rpartition(":")
     if not port.isdecimal() or "://" in host:  # local, auto, a Ray client's address: ray.init knows what to do
         return
@@ -243,6 +243,23 @@ def _check_answers(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
     except OSError as error:
         raise _unreachable(address) from error
+    try:
+        with create_gcs_channel(address) as channel:
+            NodeInfoGcsServiceStub(channel).GetClusterId(GetClusterIdRequest(), timeout=CONNECT_SECONDS)
+    except AuthenticationError as error:  # there is none to be sent
+        raise _refused(address) from error
+    except grpc.RpcError as error:
+        if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+            raise _refused(address) from error
+        raise _unreachable(address) from error
+
+
+def _refused(address: str) -> InputError:
+    return InputError(
+        f"the Ray cluster at {address} refused the token",
+        "the token that the cluster was started with",
+        "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH",
+    )
 
 
 def _unreachable(address: str) -> InputError:

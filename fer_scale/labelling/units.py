@@ -9,7 +9,7 @@ members.
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from fer_scale.storage import FileInfo
@@ -81,14 +81,16 @@ class Unit:
         return min(ids), max(ids)
 
     def to_bytes(self) -> bytes:
-        """JSON, to be sent to a worker."""
-        return json.dumps(asdict(self)).encode()
+        """JSON, to be sent to a worker; by hand, for `asdict` takes longer over a thousand items than listing them."""
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        items = [(item.id, item.name, item.size, item.version) for item in self.items]
+        return json.dumps({**values, "items": items}).encode()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Unit":
         """What `to_bytes` made."""
         values: dict[str, Any] = json.loads(data)
-        items = tuple(Item(**item) for item in values.pop("items"))
+        items = tuple(Item(*item) for item in values.pop("items"))
         return cls(**{**values, "items": items, "former": tuple(values["former"])})
 
     def published_as(self, part: str, former: Iterable[str] = ()) -> "Unit":

@@ -1,6 +1,8 @@
 """A real local Ray: started, measured, ended."""
 
+import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -33,6 +35,21 @@ def test_more_than_there_is_is_refused_and_the_session_stays(session: object) ->
     with pytest.raises(InputError, match="CPUs were asked for"):
         connect(cpus=10_000)
     assert ray.is_initialized()
+
+
+@pytest.mark.parametrize(("mode", "token"), [("token", secrets.token_hex(32)), ("disabled", "")])
+def test_another_token_is_said_at_once(session: object, mode: str, token: str, tmp_path: Path) -> None:
+    address = ray.get_runtime_context().gcs_address
+    there = {"RAY_ADDRESS": address, "RAY_AUTH_MODE": mode, "RAY_AUTH_TOKEN": token, "HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-m", "fer_scale", "doctor", "--json"],
+        env={**os.environ, **there}, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    (finding,) = json.loads(done.stdout.splitlines()[-1])["findings"]
+    assert finding["found"] == f"the Ray cluster at {address} refused the token"
+    assert "RAY_AUTH_TOKEN_PATH" in finding["fix"]
+    assert "gcs_client" not in done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["seconds"] < 20
 
 
 def test_no_token_is_written_into_the_home_folder(tmp_path: Path) -> None:
