@@ -26,7 +26,7 @@ import ray
 from ray._private.gcs_utils import create_gcs_channel
 from ray._private.services import find_bootstrap_address
 from ray.autoscaler.sdk import request_resources
-from ray.core.generated.gcs_service_pb2 import GetClusterIdRequest
+from ray.core.generated.gcs_service_pb2 import GetClusterIdRequest  # type: ignore[attr-defined]  # made at run time
 from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 from ray.exceptions import AuthenticationError, RaySystemError
 
@@ -245,7 +245,8 @@ def _check_answers(address: str) -> None:
         raise _unreachable(address) from error
     try:
         with create_gcs_channel(address) as channel:
-            NodeInfoGcsServiceStub(channel).GetClusterId(GetClusterIdRequest(), timeout=CONNECT_SECONDS)
+            service = NodeInfoGcsServiceStub(channel)  # type: ignore[no-untyped-call]
+            service.GetClusterId(GetClusterIdRequest(), timeout=CONNECT_SECONDS)
     except AuthenticationError as error:  # there is none to be sent
         raise _refused(address) from error
     except grpc.RpcError as error:
