@@ -29,8 +29,9 @@ from scipy.special import log_softmax
 from fer_scale import bundle
 from fer_scale.faces.store import Faces, Store
 from fer_scale.learning import augment
+from fer_scale.learning.batches import Batches
 from fer_scale.learning.configuration import Configuration
-from fer_scale.learning.loop import Batches, Learner, fit
+from fer_scale.learning.loop import Learner, fit
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "benchmarks/results/ablation.json"

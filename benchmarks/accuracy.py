@@ -9,15 +9,11 @@ killed goes on from its checkpoint in --work. FER_SCALE_DATA names the folder wi
 
 import argparse
 import json
-import os
-import subprocess
-import sys
-from datetime import date
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-OUT = ROOT / "benchmarks/results/accuracy.json"
+from pieces import RENAMED, ROOT, Pieces, fer2013, fer_scale, store
+
 CONFIGURATION = {
     "family": "efficientnet",
     "network": {"weights": "imagenet", "stem": 2, "dropout": 0.5},
@@ -25,10 +21,9 @@ CONFIGURATION = {
     "recipe": {"lr": 2e-3},
     "test_time_flip": True,
 }
-SPLITS = ["--split-column", "usage", "--split-map", "Training=train,PublicTest=test", "--id-column", "name"]
 VOTED = "neutral,happiness,surprise,sadness,anger,disgust,fear,contempt,unknown,not-a-face"
 LABELS = {
-    "fer2013": ["--rename", "surprise=surprised"],
+    "fer2013": RENAMED,
     "ferplus": [
         *("--rename", "surprise=surprised,happiness=happy,sadness=sad", "--votes-classes", VOTED),
         "--label-from-votes",
@@ -36,43 +31,25 @@ LABELS = {
 }
 
 
-def command(*arguments: str) -> dict[str, Any]:
-    """Run one command of fer-scale; its result."""
-    print("fer-scale", " ".join(arguments), flush=True)
-    call = [sys.executable, "-m", "fer_scale", *arguments, "--json"]
-    done = subprocess.run(call, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
-
-
-def measured(labels: str, budget: str, work: Path, data: Path) -> dict[str, Any]:
+def measured(labels: str, budget: str, work: Path) -> dict[str, Any]:
     """One fit, and what it answers on the test split."""
-    source, store = work / "source", work / f"store-{labels}"
     bundle, report, config = work / f"{labels}-{budget}", work / f"report-{labels}-{budget}", work / "config.json"
-    if not store.exists():
-        votes: list[str] = []
-        source.mkdir(exist_ok=True)
+    more: list[Any] = LABELS[labels]
+    if labels == "ferplus":
+        (work / "votes").mkdir(exist_ok=True)
         for name in ("training", "publictest"):
-            link = source / f"{name}.parquet"
+            link = work / "votes" / f"{name}.parquet"
             link.unlink(missing_ok=True)
-            link.symlink_to((data / f"{name}.parquet").resolve())
-        if labels == "ferplus":
-            (work / "votes").mkdir(exist_ok=True)
-            for name in ("training", "publictest"):
-                link = work / "votes" / f"{name}.parquet"
-                link.unlink(missing_ok=True)
-                link.symlink_to((data / f"{name}_ferplus_votes.parquet").resolve())
-            votes = ["--votes", str(work / "votes")]
-        command("ingest", str(source), str(store), *LABELS[labels], *SPLITS, *votes)
+            link.symlink_to((fer2013() / f"{name}_ferplus_votes.parquet").resolve())
+        more = [*more, "--votes", work / "votes"]
+    made = store(work, *more, name=f"store-{labels}")
     config.write_text(json.dumps(CONFIGURATION, indent=2))
     again = ["--resume"] if bundle.exists() else []
-    fitted = command(
-        "train", str(store), "--config", str(config), "--out", str(bundle), "--time-budget", budget, *again
-    )
-    command("evaluate", str(bundle), str(store), "--out", str(report), "--overwrite")
+    fitted = fer_scale("train", made, "--config", config, "--out", bundle, "--time-budget", budget, *again)
+    fer_scale("evaluate", bundle, made, "--out", report, "--overwrite")
     metrics = json.loads((report / "metrics.json").read_text())
     figures = {key: metrics[key] for key in ("accuracy", "accuracy_interval", "macro_f1", "ece", "n", "per_class")}
-    return {"date": date.today().isoformat(), "cores": os.cpu_count(), "fitted": fitted, "test": figures}
+    return {"configuration": CONFIGURATION, "fitted": fitted, "test": figures}
 
 
 def main() -> None:
@@ -82,16 +59,12 @@ def main() -> None:
     parser.add_argument("--labels", nargs="*", default=list(LABELS), choices=list(LABELS))
     parser.add_argument("--work", type=Path, default=ROOT / ".accuracy", help="Stores, bundles and reports.")
     given = parser.parse_args()
-    data = Path(os.environ.get("FER_SCALE_DATA", ROOT.parent / "shared/data/fer2013"))
     given.work.mkdir(exist_ok=True)
-    results: dict[str, Any] = json.loads(OUT.read_text()) if OUT.exists() else {"configuration": CONFIGURATION}
+    pieces = Pieces("accuracy")
     for labels in given.labels:
         for budget in given.budgets:
             key = f"{labels} {budget}"
-            if key not in results:
-                results[key] = measured(labels, budget, given.work.resolve(), data)
-                OUT.write_text(json.dumps(results, indent=2) + "\n")
-            print(key, results[key]["test"]["accuracy"], results[key]["test"]["accuracy_interval"], flush=True)
+            pieces.piece(key, lambda labels=labels, budget=budget: measured(labels, budget, given.work.resolve()))  # type: ignore[misc]
 
 
 if __name__ == "__main__":

@@ -17,10 +17,11 @@ from fer_scale.errors import FerScaleError, InputError
 from fer_scale.faces.store import Faces, Store
 from fer_scale.faces.windows import Windows
 from fer_scale.families.network import Network
+from fer_scale.learning.batches import Batches, Feed
 from fer_scale.learning.budget import Budget
 from fer_scale.learning.checkpoints import Checkpoints
 from fer_scale.learning.configuration import Configuration
-from fer_scale.learning.loop import Batches, Feed, Learner, everywhere, fit
+from fer_scale.learning.loop import Learner, everywhere, fit
 from fer_scale.learning.stream import Opened, StreamedBatches, here
 
 CHECKPOINT_FACES = 200_000

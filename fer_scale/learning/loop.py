@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from fer_scale.errors import FerScaleError
-from fer_scale.faces.store import Faces
 from fer_scale.families.network import Network
 from fer_scale.learning.augment import Augment, mix
+from fer_scale.learning.batches import Feed
 from fer_scale.learning.recipe import Recipe
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
@@ -28,70 +28,6 @@ SHOWN_IDS = 8
 
 class DivergedError(FerScaleError):
     """The loss is no longer a finite number."""
-
-
-class Feed(Protocol):
-    """Where a fit's batches come from: faces in memory, or a stream."""
-
-    size: int
-    """Faces of a global batch."""
-    steps_per_epoch: int
-    workers: int
-
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """This worker's part of a step's global batch: uint8 ``[B, C, S, S]``, targets float32 ``[B, K]``."""
-        ...
-
-    def ids(self, step: int) -> list[str]:
-        """Which faces the global batch holds."""
-        ...
-
-    def share(self, draws: Tensor) -> Tensor:
-        """This worker's rows of what was drawn for the global batch."""
-        ...
-
-
-class Batches:
-    """Faces in memory as global batches in an order that the seed alone decides.
-
-    Each batch can be asked for by its step, so a resumed fit goes on with the very next one, and every worker
-    takes its own slice of the same global batch: the result does not depend on how many there are.
-    """
-
-    def __init__(self, faces: Faces, num_classes: int, batch_size: int, seed: int, device: torch.device) -> None:
-        self.size = min(batch_size, len(faces))
-        self.steps_per_epoch = len(faces) // self.size
-        self._faces = faces
-        self._targets = targets_of(faces, num_classes)
-        self._seed = seed
-        self._device = device
-        self._epoch = -1
-        self._order: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
-        self._rank, self.workers = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-
-    def indices(self, step: int) -> npt.NDArray[np.int64]:
-        """Which faces the global batch of a step holds: int64 ``[size]``."""
-        epoch, at = divmod(step, self.steps_per_epoch)
-        if epoch != self._epoch:
-            self._epoch = epoch
-            self._order = np.random.default_rng((self._seed, epoch)).permutation(len(self._faces))
-        return self._order[at * self.size : (at + 1) * self.size]
-
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """This worker's part: uint8 ``[B, C, S, S]`` and targets float32 ``[B, K]``, on the device."""
-        mine = self.indices(step)[self._rank :: self.workers]
-        images, targets = torch.from_numpy(self._faces.images[mine]), self._targets[torch.from_numpy(mine)]
-        if self._device.type == "cuda":
-            images, targets = images.pin_memory(), targets.pin_memory()
-        return images.to(self._device, non_blocking=True), targets.to(self._device, non_blocking=True)
-
-    def ids(self, step: int) -> list[str]:
-        """Which faces those are."""
-        return [self._faces.ids[at] for at in self.indices(step)]
-
-    def share(self, draws: Tensor) -> Tensor:
-        """This worker's rows of what was drawn for the global batch."""
-        return draws[self._rank :: self.workers]
 
 
 class Learner:
@@ -312,16 +248,6 @@ def _class_weights(counts: list[int], exponent: float) -> Tensor:
     frequency = torch.tensor(counts, dtype=torch.float32).clamp_min(1)
     weights = (frequency.sum() / frequency) ** exponent
     return weights * frequency.sum() / (weights * frequency).sum()
-
-
-def targets_of(faces: Faces, num_classes: int) -> Tensor:
-    """What is learned, float32 ``[N, K]``: the shares of the votes where there are any, else the label alone."""
-    targets = F.one_hot(torch.tensor(faces.labels), num_classes).float()
-    if faces.votes is not None:
-        votes = torch.from_numpy(faces.votes)
-        total = votes.sum(dim=1, keepdim=True)
-        targets = torch.where(total > 0, votes / total.clamp_min(1e-9), targets)
-    return targets
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fer_scale.faces.store import Faces
 from fer_scale.faces.windows import Windows
-from fer_scale.learning.loop import targets_of
+from fer_scale.learning.batches import targets_of
 
 Opened = Callable[[Windows, int, int, int, int], Iterator[Faces]]
 """(windows, epoch, first window, rank, workers) to this worker's faces, window after window to the epoch's end."""

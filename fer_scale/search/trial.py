@@ -10,8 +10,9 @@ import torch
 from fer_scale.bundle import build
 from fer_scale.faces.store import Faces
 from fer_scale.learning import metrics
+from fer_scale.learning.batches import Batches
 from fer_scale.learning.configuration import Configuration
-from fer_scale.learning.loop import Batches, Learner, fit
+from fer_scale.learning.loop import Learner, fit
 
 MEASURED_STEPS = 3
 SCORING = 0.04

@@ -17,10 +17,11 @@ from fer_scale.faces.sample import draw
 from fer_scale.faces.store import Faces, Store
 from fer_scale.faces.windows import Windows
 from fer_scale.learning.augment import Augment, mix
+from fer_scale.learning.batches import Batches
 from fer_scale.learning.budget import Budget
 from fer_scale.learning.checkpoints import Checkpoints
 from fer_scale.learning.configuration import Configuration
-from fer_scale.learning.loop import Batches, DivergedError, Learner, anneal, fit
+from fer_scale.learning.loop import DivergedError, Learner, anneal, fit
 from fer_scale.learning.recipe import Recipe
 from fer_scale.learning.stream import StreamedBatches
 

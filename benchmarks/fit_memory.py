@@ -1,0 +1,113 @@
+"""Peak memory of a streamed fit on stores of 100,000 and 2,000,000 rows.
+
+    python benchmarks/fit_memory.py [--rows 100000 2000000] [--minutes 4]
+
+A store of some thousand drawn faces is ingested; the larger ones repeat its files with new ids. The faces together
+need far more than `--memory-limit`, so Ray Data reads them as the fit goes. Each fit runs by the clock, in which it
+sees some hundred thousand faces, and is looked at four times a second: the proportional set size (PSS, which counts
+shared pages once) of the command, of its workers and of all that it started.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pieces import ROOT, Pieces
+
+import fer_scale as api
+from fer_scale.faces.sample import draw
+
+DRAWN = 6000
+CONFIGURATION = {
+    "family": "resnet",
+    "network": {"variant": "slim10", "width": 0.25, "weights": "none", "dense": "none"},
+    "preprocessing": {"size": 48, "channels": 1},
+    "recipe": {"batch_size": 256, "lr": 3e-3},
+}
+
+
+def enlarge(store: Path, out: Path, rows: int) -> None:
+    """A store of about so many train rows: the train files of another again and again; all else as it is."""
+    (out / "data").mkdir(parents=True)
+    manifest = json.loads((store / "manifest.json").read_text())
+    train = [path for path in sorted((store / "data").iterdir()) if path.name.startswith("train")]
+    for path in set((store / "data").iterdir()) - set(train):
+        os.link(path, out / "data" / path.name)
+    table = pa.concat_tables([pq.read_table(path) for path in train])
+    times = -(-rows // table.num_rows)
+    for at in range(times):
+        ids = pa.array([f"{at}/{one}" for one in table["id"].to_pylist()])
+        again = table.set_column(table.schema.get_field_index("id"), "id", ids)
+        pq.write_table(again, out / "data" / f"train-{at:05d}.parquet", row_group_size=1000, compression="none")
+    splits = manifest["counts"]["splits"]
+    splits["train"] = {name: count * times for name, count in splits["train"].items()}
+    (out / "manifest.json").write_text(json.dumps(manifest))
+
+
+def sizes(process: psutil.Process) -> dict[str, int]:
+    """PSS by role, in bytes."""
+    found = {"all": 0, "driver": 0, "worker": 0, "reading": 0}
+    for one in (process, *process.children(recursive=True)):
+        try:
+            size, title = one.memory_full_info().pss, " ".join(one.cmdline())
+        except psutil.Error:
+            continue
+        found["all"] += size
+        if one.pid == process.pid:
+            found["driver"] = size
+        elif "RayTrainWorker" in title:
+            found["worker"] = max(found["worker"], size)
+        elif title.startswith("ray::"):
+            found["reading"] += size
+    return found
+
+
+def measured(work: Path, small: Path, rows: int, minutes: float) -> dict[str, Any]:
+    """One fit by the clock, and its peaks."""
+    store, out = work / f"store-{rows}", work / f"bundle-{rows}"
+    enlarge(small, store, rows)
+    command = [sys.executable, "-m", "fer_scale", "train", str(store), "--config", str(work / "config.json"), "--json"]
+    command += ["--out", str(out), "--time-budget", f"{minutes}m", "--memory-limit", "64MB", "--quiet"]
+    peaks = {"all": 0, "driver": 0, "worker": 0, "reading": 0}
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    while process.poll() is None:
+        for role, size in sizes(psutil.Process(process.pid)).items():
+            peaks[role] = max(peaks[role], size)
+        time.sleep(0.25)
+    if process.returncode:
+        raise SystemExit(f"the fit ended with {process.returncode}")
+    result = json.loads((process.stdout.read() if process.stdout else "").splitlines()[-1])
+    seen = round(result["epochs"] * rows)
+    bytes_ = sum(path.stat().st_size for path in (store / "data").iterdir())
+    mib = {f"{role}_mib": round(size / 2**20) for role, size in peaks.items()}
+    return {"rows": rows, "store_mib": round(bytes_ / 2**20), "faces_seen": seen, **mib}
+
+
+def main() -> None:
+    """Measure what is not in benchmarks/results/fit_memory.json yet."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rows", type=int, nargs="*", default=[100_000, 2_000_000])
+    parser.add_argument("--minutes", type=float, default=4.0)
+    given = parser.parse_args()
+    os.environ["RAY_ADDRESS"] = "local"
+    pieces = Pieces("fit_memory")
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        (work / "config.json").write_text(json.dumps(CONFIGURATION))
+        draw(work / "faces", DRAWN, seed=0)
+        api.ingest(work / "faces", work / "store", quiet=True)
+        for rows in given.rows:
+            pieces.piece(f"{rows} rows", lambda rows=rows: measured(work, work / "store", rows, given.minutes))  # type: ignore[misc]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""What benchmarks of many pieces share: each piece is stored as it ends, and a second call goes on with the next."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+SPLITS = ["--id-column", "name", "--split-column", "usage", "--split-map", "Training=train,PublicTest=test"]
+RENAMED = ["--rename", "surprise=surprised"]
+
+
+class Pieces:
+    """``benchmarks/results/<name>.json``: a dict of pieces, each with the day, the commit and the machine it ran on."""
+
+    def __init__(self, name: str) -> None:
+        self.path = ROOT / "benchmarks/results" / f"{name}.json"
+        self.found: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {}
+
+    def piece(self, key: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The figures of a piece: those that are stored, or else what ``measure`` gives now."""
+        if key not in self.found:
+            self.found[key] = {**measure(), "run": machine()}
+            aside = self.path.with_suffix(".part")
+            aside.write_text(json.dumps(self.found, indent=1) + "\n")
+            aside.replace(self.path)
+        figures: dict[str, Any] = self.found[key]
+        print(key, {name: value for name, value in figures.items() if name != "run"}, flush=True)
+        return figures
+
+
+def machine() -> dict[str, Any]:
+    """When, where and with what."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
+    versions = {name: version(name) for name in ("ray", "torch", "timm", "optuna", "onnxruntime")}
+    hardware = f"{platform.machine()}, {os.cpu_count()} cores"
+    return {"date": date.today().isoformat(), "commit": commit.strip(), "hardware": hardware, "versions": versions}
+
+
+def fer_scale(*arguments: object) -> dict[str, Any]:
+    """Run one command as a user does; its result."""
+    words = [str(word) for word in arguments]
+    print("fer-scale", " ".join(words), flush=True)
+    call = [sys.executable, "-m", "fer_scale", *words, "--json"]
+    done = subprocess.run(call, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def fer2013() -> Path:
+    """The folder with FER2013's files, which FER_SCALE_DATA names."""
+    return Path(os.environ.get("FER_SCALE_DATA", ROOT.parent / "shared/data/fer2013"))
+
+
+def store(work: Path, *more: object, name: str = "store") -> Path:
+    """FER2013's four classes as a face store: Training is train, PublicTest is test. Made where it is not there.
+
+    ``more`` are options of `ingest` in place of those that rename FER2013's labels.
+    """
+    made, source = work / name, work / "source"
+    if not made.exists():
+        source.mkdir(parents=True, exist_ok=True)
+        for file in ("training.parquet", "publictest.parquet"):
+            link = source / file
+            link.unlink(missing_ok=True)
+            link.symlink_to((fer2013() / file).resolve())
+        fer_scale("ingest", source, made, *SPLITS, *(more or RENAMED))
+    return made
