@@ -114,6 +114,9 @@ def tune(
     gpus_per_trial: Annotated[
         float | None, typer.Option(help="Share of a GPU of a trial.", show_default="1 where there are GPUs")
     ] = None,
+    price_per_hour: Annotated[
+        float | None, typer.Option(help="Of one core; the table says what a million images cost.")
+    ] = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     seed: Seed = 0,
@@ -134,6 +137,10 @@ def train(
     out: Annotated[str, typer.Option(help="The model bundle to make.")],
     from_search: Annotated[
         str | None, typer.Option("--from", help="Fit the winner of this search.", metavar="SEARCH")
+    ] = None,
+    pick: Annotated[str, typer.Option(help="Of the search: best, or cheapest that is accurate enough.")] = "best",
+    min_accuracy: Annotated[
+        float | None, typer.Option(help="What is enough for cheapest, as 0.8.", show_default="a tie with the best")
     ] = None,
     family: Annotated[str | None, typer.Option(help="Fit this family's reference configuration.")] = None,
     config: Annotated[str | None, typer.Option(help="Fit the configuration in this JSON file.")] = None,

@@ -31,11 +31,11 @@ class OnnxEngine:
 
     name = "onnx"
 
-    def __init__(self, bundle: Bundle, threads: int) -> None:
+    def __init__(self, model: Path, threads: int) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        self._session = ort.InferenceSession(str(bundle.onnx), options, providers=["CPUExecutionProvider"])
+        self._session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
 
     def logits(self, images: Images) -> Logits:
         """uint8 ``[N, C, S, S]`` to float32 ``[N, K]``."""
@@ -81,7 +81,7 @@ class Predictor:
 
             return cls(bundle, TorchEngine(bundle), batch_size=1024)
         if engine == "onnx":
-            return cls(bundle, OnnxEngine(bundle, threads or len(os.sched_getaffinity(0))))
+            return cls(bundle, OnnxEngine(bundle.onnx, threads or len(os.sched_getaffinity(0))))
         raise InputError(f"engine {engine!r}", "auto, onnx or torch", "name one of them")
 
     def logits(self, images: Images) -> Logits:

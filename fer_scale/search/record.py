@@ -21,7 +21,7 @@ from fer_scale.errors import InputError
 from fer_scale.faces.store import Store
 from fer_scale.labelling.lease import Lease
 from fer_scale.provenance import provenance
-from fer_scale.search import rows
+from fer_scale.search import price, rows
 from fer_scale.search.journal import Journal
 from fer_scale.search.ladder import Policy, Rungs
 from fer_scale.search.progress import SearchProgress
@@ -31,6 +31,8 @@ SETTINGS = ("fingerprint", "families", "fixed", "seed")
 """What must be the same for a search to go on."""
 ATTEMPTS = 2
 """How often a fit is begun whose process dies: the first time it may have been the machine."""
+PRICING_SHARE, PRICING_SECONDS = 0.03, 60.0
+"""Share of the time, and most of it, that is kept for measuring what the leaders cost to use."""
 WRITING = 0.05
 """Share of the time that writing the tables may take; the journal is written in any case."""
 
@@ -50,6 +52,7 @@ class Search:
         deadline: float,
         seed: int,
         max_trials: int | None = None,
+        price_per_hour: float | None = None,
     ) -> None:
         self._out = out
         self._store = store
@@ -65,10 +68,12 @@ class Search:
         self._take_over_settings()
         self._earlier = float(self._settings["seconds"])
         self._began = time.time()
-        self.deadline = deadline - self._earlier
+        self._end = deadline - self._earlier
+        self.deadline = self._end - min(PRICING_SHARE * budget, PRICING_SECONDS)
         self.rungs = Rungs(**self._settings["rungs"])
         self.progress = SearchProgress(families, self.rungs.count, self.deadline)
         self._max_trials = max_trials
+        self._price_per_hour = price_per_hour
         self._policy = Policy(self.rungs, families)
         self._rows: dict[int, dict[str, Any]] = {}
         self._first: dict[int, Fit] = {}
@@ -105,6 +110,8 @@ class Search:
             for fit, result in self._study.ended:
                 self._take(fit, result["started"])
                 self._put(fit, result)
+            for trial, speed in self._study.speeds.items():
+                self._price(trial, speed)
             for number, fit in self._study.unfinished:
                 self._take(fit, time.time())
                 self._again.append((number, fit))
@@ -239,18 +246,31 @@ class Search:
             "store": self._store.path,
             "fingerprint": self._store.fingerprint,
             "seed": self._settings["seed"],
+            "price_per_hour": self._price_per_hour,
             "rungs": [round(self.rungs.compute(rung), 1) for rung in range(1, self.rungs.count + 1)],
             "compute_seconds": round(sum(row["compute_seconds"] for row in self._rows.values()), 1),
             "seconds": round(self.seconds, 1),
             **provenance(),
         }
 
+    def price(self) -> None:
+        """Measure what the leaders cost to use, as far as the time goes."""
+        known = self._study.speeds
+        for trial, speed in price.measured(rows.ranked(self._ended()), known, len(self._store.classes), self._end):
+            self._study.measured(trial, speed)
+            self._price(trial, speed)
+
+    def _price(self, trial: int, speed: float) -> None:
+        money = price.per_million(speed, self._price_per_hour)
+        self._rows[trial].update(images_per_second=speed, price_per_million=money)
+
     def finish(self) -> dict[str, Any]:
-        """Write everything, the report too; what `tune` gives back.
+        """Measure the leaders' prices and write everything, the report too; what `tune` gives back.
 
         Raises:
             InputError: no trial got a score.
         """
+        self.price()
         self.write()
         board = self.leaderboard()
         if not board:

@@ -28,6 +28,8 @@ TRIALS_SCHEMA = pa.schema(
         ("confirmed_low", pa.float64()),
         ("confirmed_high", pa.float64()),
         ("tie", pa.bool_()),
+        ("images_per_second", pa.float64()),
+        ("price_per_million", pa.float64()),
         ("scores", pa.list_(pa.float64())),
         ("seed", pa.int64()),
         ("status", pa.string()),
@@ -37,8 +39,9 @@ TRIALS_SCHEMA = pa.schema(
     ]
 )
 """``accuracy``, ``images_seen`` and ``seed`` are of the fit for the highest rung, ``compute_seconds`` of all fits;
-``scores`` holds the accuracy at each rung from the lowest on (null where it was passed over), ``started`` and ``ended``
-are unix seconds."""
+``images_per_second`` is of one thread, by ONNX Runtime, and ``price_per_million`` the money for a million images on one
+core; both of the leaders alone. ``scores`` holds the accuracy at each rung from the lowest on (null where it was passed
+over), ``started`` and ``ended`` are unix seconds."""
 
 OF_FIT = ("parameters", "weights", "images_seen", "accuracy", "accuracy_low", "accuracy_high")
 

@@ -157,6 +157,16 @@ class Study:
         self._open[trial.number] = trial
         return trial.number, fit
 
+    @property
+    def speeds(self) -> dict[int, float]:
+        """Images a second of the trials whose price was measured."""
+        return {int(trial): speed for trial, speed in self._study.user_attrs.get("images_per_second", {}).items()}
+
+    def measured(self, trial: int, speed: float) -> None:
+        """The price of a trial was measured."""
+        known = {str(one): found for one, found in {**self.speeds, trial: speed}.items()}
+        self._study.set_user_attr("images_per_second", known)
+
     def end(self, number: int, fit: Fit, result: dict[str, Any]) -> None:
         """A fit ended; its result goes into the journal before the sampler hears of it."""
         self._open[number].set_user_attr("result", json.dumps(result))

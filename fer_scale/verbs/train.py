@@ -25,6 +25,7 @@ from fer_scale.learning.checkpoints import Checkpoints
 from fer_scale.learning.configuration import Configuration
 from fer_scale.learning.epochs import Plan, begin, run
 from fer_scale.learning.finish import finish
+from fer_scale.search.price import pick as picked
 from fer_scale.verbs.train_stream import READER_CPUS, opened, readers
 
 DEFAULT_EPOCHS = 24
@@ -39,6 +40,8 @@ def train(
     *,
     out: str | os.PathLike[str],
     from_search: str | os.PathLike[str] | None = None,
+    pick: str = "best",
+    min_accuracy: float | None = None,
     family: str | None = None,
     config: str | os.PathLike[str] | None = None,
     epochs: int | None = None,
@@ -60,6 +63,8 @@ def train(
         store: a face store.
         out: BUNDLE; local or s3://. Checkpoints lie in it until the bundle takes their place.
         from_search: a search; its best configuration is fitted.
+        pick: of the search: ``best``, or ``cheapest`` to use of those that are accurate enough.
+        min_accuracy: what is enough for ``cheapest``, on val; None takes those that val cannot tell from the best.
         family: fit the reference configuration of this family.
         config: a JSON file with a configuration; what it leaves out is the family's reference.
         epochs: passes over the train split; 24 where no time budget is given either.
@@ -85,7 +90,7 @@ def train(
     set_quiet(quiet)
     began = time.monotonic()
     store, out = storage.normal(store), storage.normal(out)
-    configuration = _configuration(from_search, family, config)
+    configuration = _configuration(from_search, family, config, pick, min_accuracy)
     if test_time_flip:
         configuration = replace(configuration, test_time_flip=True)
     seconds = _budget(epochs, time_budget)
@@ -240,27 +245,23 @@ def _summary(made: Bundle, out: str, seconds: float) -> dict[str, Any]:
 
 
 def _configuration(
-    from_search: str | os.PathLike[str] | None, family: str | None, config: str | os.PathLike[str] | None
+    from_search: str | os.PathLike[str] | None,
+    family: str | None,
+    config: str | os.PathLike[str] | None,
+    pick: str,
+    min_accuracy: float | None,
 ) -> Configuration:
     given = [name for name, value in (("--from", from_search), ("--family", family), ("--config", config)) if value]
     if len(given) != 1:
         received = " and ".join(given) or "none of --from, --family and --config"
         raise InputError(received, "exactly one of --from, --family and --config", "say what to fit")
+    if not from_search and (pick != "best" or min_accuracy is not None):
+        raise InputError(f"--pick or --min-accuracy with {given[0]}", "--from SEARCH", "say which search to pick from")
     if family:
         return Configuration.reference(family)
     if config:
         return Configuration.from_dict(storage.read_json(storage.normal(config)))
-    path = storage.join(storage.normal(from_search or ""), "leaderboard.json")
-    if not storage.exists(path):
-        raise InputError(
-            f"--from {from_search}",
-            "a search (a folder with leaderboard.json)",
-            "make one with: fer-scale tune",
-        )
-    board = storage.read_json(path)["trials"]
-    if not board:
-        raise InputError(f"{path} without a scored trial", "at least one", "search again with a larger --time-budget")
-    return Configuration.from_dict(board[0]["configuration"])
+    return picked(storage.normal(from_search or ""), pick, min_accuracy)
 
 
 def _budget(epochs_: int | None, time_budget: str | float | None) -> float | None:

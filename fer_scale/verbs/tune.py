@@ -142,6 +142,7 @@ def tune(
     fix: Mapping[str, Any] | None = None,
     cpus_per_trial: float = 1,
     gpus_per_trial: float | None = None,
+    price_per_hour: float | None = None,
     resume: bool = False,
     overwrite: bool = False,
     seed: int = 0,
@@ -158,6 +159,7 @@ def tune(
         fix: values that are not searched, such as ``{"optimizer": "sgd", "resnet.variant": "resnet18"}``.
         cpus_per_trial: CPUs, and so threads, of each trial.
         gpus_per_trial: share of a GPU of each trial; None gives each a whole one where the cluster has any.
+        price_per_hour: of one core, in any currency: the table then says what a million images cost.
         resume: go on with the search in ``out``.
         overwrite: replace what is in ``out``.
         seed: of the proposals and of each fit.
@@ -174,7 +176,7 @@ def tune(
     chosen = _check_families(families)
     fixed = check_fixed(fix or {}, chosen)
     budget = parse_seconds(time_budget, "time-budget")
-    _check_numbers(max_trials, cpus_per_trial, gpus_per_trial)
+    _check_numbers(max_trials, cpus_per_trial, gpus_per_trial, price_per_hour)
     deadline = time.time() + budget
     faces = Store.open(store)
     for split in ("train", "val"):
@@ -187,7 +189,16 @@ def tune(
         if overwrite:
             storage.delete(out)
         search = Search(
-            out, faces, chosen, fixed, budget=budget, slots=slots, deadline=deadline, seed=seed, max_trials=max_trials
+            out,
+            faces,
+            chosen,
+            fixed,
+            budget=budget,
+            slots=slots,
+            deadline=deadline,
+            seed=seed,
+            max_trials=max_trials,
+            price_per_hour=price_per_hour,
         )
         with search:
             trial = ray.tune.with_parameters(
@@ -234,8 +245,8 @@ def _slots(cluster: Cluster, cpus: float, gpus: float) -> int:
     return max(min(by_cpu, int(cluster.gpus / gpus) if gpus else by_cpu), 1)
 
 
-def _check_numbers(max_trials: int | None, cpus: float, gpus: float | None) -> None:
-    for name, value, low in (("max-trials", max_trials, 1), ("gpus-per-trial", gpus, 0)):
+def _check_numbers(max_trials: int | None, cpus: float, gpus: float | None, price: float | None) -> None:
+    for name, value, low in (("max-trials", max_trials, 1), ("gpus-per-trial", gpus, 0), ("price-per-hour", price, 0)):
         if value is not None and value < low:
             raise InputError(f"{name} {value}", f"{low} or more", "give a larger number")
     if not cpus > 0:

@@ -265,7 +265,7 @@ class TestRecord:
         return fits
 
     def test_rows_say_how_trials_ended(self, tmp_path: Path, store: Store) -> None:
-        with self.open(tmp_path / "s", store, max_trials=4) as search:
+        with self.open(tmp_path / "s", store, max_trials=4, price_per_hour=2.0) as search:
             fits = self.play(search)
             done = search.finish()
         assert {(fit.trial, fit.rung, fit.confirm) for fit in fits if fit.trial == 1} == {
@@ -280,6 +280,11 @@ class TestRecord:
         assert table[1]["scores"] == pytest.approx([0.55, 0.6, 0.65])
         assert (table[1]["confirmed"], table[1]["compute_seconds"]) == (pytest.approx(0.63), 6.0)
         assert done["best"]["trial_id"] == 1
+        speed = table[1]["images_per_second"]
+        assert speed > 1
+        assert table[1]["price_per_million"] == pytest.approx(1e6 / speed / 3600 * 2)
+        with self.open(tmp_path / "s", store, max_trials=4) as again:  # read back, not measured anew
+            assert again.table()["images_per_second"].to_pylist()[1] == speed
         board = json.loads((tmp_path / "s" / "leaderboard.json").read_text())
         assert (board["trials"][0]["rank"], board["trials"][0]["trial_id"]) == (1, 1)
         assert len(board["trials"]) == 3
