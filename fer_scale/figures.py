@@ -97,7 +97,8 @@ def _svg(figure: Figure, title: str) -> Markup:
     return Markup(f'<svg role="img" {box[0] if box else ""}><title>{escape(title)}</title>{body}')
 
 
-def _percent_axis(axis: Any) -> None:
+def percent_axis(axis: Any) -> None:
+    """Ticks of a share, in per cent."""
     axis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
 
@@ -128,8 +129,8 @@ def reliability(before: Sequence[dict[str, float]], after: Sequence[dict[str, fl
         low = min((row["confidence"] for row in (*before, *after)), default=0.0)
         axes.set_xlim(max(0.0, low - 0.06), 1.02)
         axes.set_ylim(0, 1.02)
-        _percent_axis(axes.xaxis)
-        _percent_axis(axes.yaxis)
+        percent_axis(axes.xaxis)
+        percent_axis(axes.yaxis)
         axes.legend(loc="lower right")
     return drawing.svg
 
@@ -153,81 +154,11 @@ def lines(
         for index, (name, at, values) in enumerate(series):
             axes.plot(at, values, color=colour(index), label=name)
         if percent[0]:
-            _percent_axis(axes.xaxis)
+            percent_axis(axes.xaxis)
         elif all(float(value).is_integer() for _, at, _ in series for value in at):
             axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
         if percent[1]:
-            _percent_axis(axes.yaxis)
+            percent_axis(axes.yaxis)
         if len(series) > 1:
             axes.legend()
-    return drawing.svg
-
-
-def accuracy_against_compute(trials: Sequence[dict[str, Any]], families: Sequence[str]) -> Markup:
-    """Every trial's validation accuracy against its compute (logarithmic); whiskers are 95 % intervals.
-
-    Args:
-        trials: rows with family, compute_seconds, accuracy, accuracy_low and accuracy_high.
-        families: in the order of their colours.
-    """
-    title = "Validation accuracy against compute, by family"
-    with plot(title, "compute of the trial, seconds", "validation accuracy", (9.6, 4.0)) as drawing:
-        axes = drawing.axes
-        axes.set_xscale("log")
-        for index, family in enumerate(families):
-            own = [row for row in trials if row["family"] == family]
-            x, y = [max(row["compute_seconds"], 1e-3) for row in own], [row["accuracy"] for row in own]
-            below = [row["accuracy"] - row["accuracy_low"] for row in own]
-            above = [row["accuracy_high"] - row["accuracy"] for row in own]
-            shade = colour(index)
-            axes.errorbar(x, y, [below, above], fmt="none", ecolor=shade, elinewidth=0.9, alpha=0.45)
-            axes.scatter(x, y, s=28, marker=MARKERS[index % 8], color=shade, label=family, linewidths=0, zorder=3)
-        _percent_axis(axes.yaxis)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
-        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handletextpad=0.2)
-    return drawing.svg
-
-
-def best_so_far(ends: Series, accuracies: Series) -> Markup:
-    """The best validation accuracy known after so much wall time.
-
-    Args:
-        ends: minutes since the search began at which each trial ended, ascending.
-        accuracies: of the same trials.
-    """
-    best, seen = [], 0.0
-    for value in accuracies:
-        seen = max(seen, value)
-        best.append(seen)
-    with plot(
-        "Best validation accuracy so far, over time", "minutes since the start", "validation accuracy"
-    ) as drawing:
-        axes = drawing.axes
-        axes.scatter(ends, accuracies, s=14, color=MUTED, alpha=0.55, linewidths=0, label="a trial")
-        axes.step(ends, best, where="post", color=colour(0), label="best so far")
-        axes.set_xlim(left=0)
-        _percent_axis(axes.yaxis)
-        axes.legend(loc="best")
-    return drawing.svg
-
-
-def survivors(rungs: Sequence[Any], counts: Sequence[tuple[str, Sequence[int]]]) -> Markup:
-    """How many trials reached each rung, stacked by family.
-
-    Args:
-        rungs: the rungs' names, lowest first.
-        counts: (family, trials that reached each rung), in the order of the families' colours.
-    """
-    with plot("Trials that reached each rung, by family", "rung reached", "trials") as drawing:
-        axes = drawing.axes
-        below = [0] * len(rungs)
-        at = range(len(rungs))
-        for index, (family, reached) in enumerate(counts):
-            axes.bar(at, reached, bottom=below, color=colour(index), label=family, width=0.7, alpha=0.85)
-            below = [a + b for a, b in zip(below, reached, strict=True)]
-        axes.set_xticks(list(at), [str(rung) for rung in rungs])
-        axes.grid(visible=False, axis="x")
-        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.legend(loc="upper right")
     return drawing.svg

@@ -11,11 +11,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fer_scale import report, storage
+from fer_scale import storage
 from fer_scale.console import warn
 from fer_scale.errors import InputError
 from fer_scale.faces.store import Store
@@ -24,6 +23,7 @@ from fer_scale.provenance import provenance
 from fer_scale.search import price, rows
 from fer_scale.search.journal import Journal
 from fer_scale.search.ladder import Policy, Rungs
+from fer_scale.search.page import page
 from fer_scale.search.progress import SearchProgress
 from fer_scale.search.study import Fit, Study, new_name
 
@@ -280,8 +280,9 @@ class Search:
                 "at least one",
                 "give a larger --time-budget",
             )
-        page = report.search(pd.DataFrame(self.table().to_pylist()), self._facts())
-        storage.write_bytes(storage.join(self._out, "report.html"), page.encode())
+        lowest = {number: row["scores"][0] for number, row in self._rows.items() if row["scores"]}
+        html = page(self.table().to_pylist(), self._facts(), self._study.importances(lowest))
+        storage.write_bytes(storage.join(self._out, "report.html"), html.encode())
         return {
             "search": self._out,
             "best": board[0],

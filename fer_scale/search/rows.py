@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from fer_scale.search.ladder import Rungs
-from fer_scale.search.study import Fit
+if TYPE_CHECKING:
+    from fer_scale.search.ladder import Rungs
+    from fer_scale.search.study import Fit
 
 TRIALS_SCHEMA = pa.schema(
     [
@@ -46,7 +47,7 @@ over), ``started`` and ``ended`` are unix seconds."""
 OF_FIT = ("parameters", "weights", "images_seen", "accuracy", "accuracy_low", "accuracy_high")
 
 
-def begun(fit: Fit, started: float) -> dict[str, Any]:
+def begun(fit: "Fit", started: float) -> dict[str, Any]:
     """The row of a trial that has just begun."""
     seen = fit.configuration["preprocessing"]
     return {
@@ -68,7 +69,7 @@ def begun(fit: Fit, started: float) -> dict[str, Any]:
     }
 
 
-def take_in(row: dict[str, Any], fit: Fit, result: Mapping[str, Any], rungs: Rungs) -> None:
+def take_in(row: dict[str, Any], fit: "Fit", result: Mapping[str, Any], rungs: "Rungs") -> None:
     """A fit of the row's trial ended."""
     row["compute_seconds"] = round(row["compute_seconds"] + result.get("compute_seconds", 0.0), 3)
     row["ended"] = result["ended"]

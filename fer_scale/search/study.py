@@ -24,6 +24,8 @@ from fer_scale.search.starts import STARTS
 
 ATTEMPTS = 100
 """Draws for one proposal before what is fixed is called impossible."""
+TELLING = 8
+"""Drawn trials below which nothing is said of the importance of parameters."""
 FRESH = 1_000_003
 """What is added to a seed for a confirmation."""
 
@@ -166,6 +168,23 @@ class Study:
         """The price of a trial was measured."""
         known = {str(one): found for one, found in {**self.speeds, trial: speed}.items()}
         self._study.set_user_attr("images_per_second", known)
+
+    def importances(self, scores: Mapping[int, float]) -> dict[str, float]:
+        """Share of each drawn parameter in what makes a trial good (PED-ANOVA), most important first.
+
+        Args:
+            scores: accuracy of each trial at the lowest rung, where all have the same compute. Trials that were not
+                drawn, references and starts, tell of their family alone. Empty where fewer than `TELLING` were drawn.
+        """
+        scored = [(*self._asked[trial], accuracy) for trial, accuracy in scores.items()]
+        if sum(len(parameters) > 1 for parameters, _, _ in scored) < TELLING:
+            return {}
+        study = optuna.create_study(direction="maximize")
+        for parameters, distributions, accuracy in scored:
+            study.add_trial(optuna.create_trial(params=parameters, distributions=distributions, value=accuracy))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of parameters that too few trials have
+            return {k: share for k, share in optuna.importance.get_param_importances(study).items() if share > 0}
 
     def end(self, number: int, fit: Fit, result: dict[str, Any]) -> None:
         """A fit ended; its result goes into the journal before the sampler hears of it."""

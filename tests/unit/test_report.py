@@ -3,14 +3,21 @@
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
 
 import jinja2
 import numpy as np
-import pandas as pd
+import optuna
 import pytest
 from PIL import Image
 
 from fer_scale import figures, report
+from fer_scale.search import drawings
+from fer_scale.search.page import page
+from fer_scale.search.price import front, per_million, pick
+from fer_scale.search.rows import TRIALS_SCHEMA, mark_ties, ranked
+from fer_scale.search.space import suggest
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 FAMILIES = {"cnn1": 1, "cnn2": 2, "complex_cnn": 6, "vgg16": 30, "resnet": 8, "efficientnet": 10}
@@ -45,21 +52,25 @@ def check(html: str) -> None:
     assert not re.search(r"https?://|<script|@import|#0e00", html)
 
 
-def trials(count: int = 40) -> pd.DataFrame:
+def drawn(seed: int) -> optuna.Trial:
+    return optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed)).ask()
+
+
+def trials(count: int = 40) -> list[dict[str, Any]]:
     rng = np.random.default_rng(0)
-    names = list(FAMILIES)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for i in range(count):
-        family = names[i % 6]
-        rung = int(rng.choice([0, 0, 0, 1, 1, 2, 3]))
+        family = list(FAMILIES)[i % 6]
+        rung = int(rng.choice([1, 1, 1, 2, 2, 3]))
         seconds = float(15 * 3**rung * rng.uniform(0.8, 1.2))
         accuracy = float(np.clip(0.48 + 0.07 * rung + 0.02 * (i % 6) + rng.normal(0, 0.02), 0, 1))
-        status = "completed" if rung == 3 else "pruned"
+        speed = 20000 / FAMILIES[family] if rung > 1 else None
         rows.append(
             {
-                "trial_id": f"t{i:03d}",
+                **dict.fromkeys(TRIALS_SCHEMA.names),
+                "trial_id": i,
                 "family": family,
-                "configuration": json.dumps({"family": family, "network": {"width": 1.0}}),
+                "configuration": json.dumps(suggest(drawn(i), [family], {}).to_dict()),
                 "parameters": FAMILIES[family] * 500_000,
                 "input": "48x48x1",
                 "weights": "none" if i % 6 < 3 else "imagenet",
@@ -67,54 +78,65 @@ def trials(count: int = 40) -> pd.DataFrame:
                 "compute_seconds": seconds,
                 "rung": rung,
                 "accuracy": accuracy,
-                "accuracy_low": accuracy - 0.02,
-                "accuracy_high": accuracy + 0.02,
-                "status": status,
-                "reason": "" if rung == 3 else f"below the best third at rung {rung}",
+                "accuracy_low": accuracy - 0.04,
+                "accuracy_high": accuracy + 0.04,
+                "images_per_second": speed,
+                "price_per_million": per_million(speed, 0.04),
+                "status": "completed" if rung == 3 else "pruned",
+                "reason": "reached the highest rung" if rung == 3 else f"not promoted from rung {rung}",
                 "started": 1.7e9 + 60 * i,
                 "ended": 1.7e9 + 60 * i + seconds,
             }
         )
-    failed = {
-        **rows[-1],
-        "trial_id": "t999",
-        "rung": 0,
-        "status": "failed",
-        "reason": "the loss is <not> finite",
-    }
-    rows.append(failed | dict.fromkeys(("accuracy", "accuracy_low", "accuracy_high", "parameters", "weights")))
-    return pd.DataFrame(rows)
+    best = ranked(rows)[0]
+    best.update(confirmed=best["accuracy"] - 0.01, confirmed_low=best["accuracy"] - 0.03, confirmed_high=0.8)
+    mark_ties(ranked(rows))
+    failed = {**rows[-1], "trial_id": 999, "rung": 0, "status": "failed", "reason": "the loss is <not> finite"}
+    unknown = ("accuracy", "accuracy_low", "accuracy_high", "confirmed", "parameters", "weights", "images_per_second")
+    return [*rows, failed | dict.fromkeys((*unknown, "price_per_million"))]
 
 
 def test_search_report_stands_alone_and_ranks() -> None:
     table = trials()
-    html = report.search(table, {"seconds": 4000.0, "store": "faces & more", "rungs": [1.5, 4.5], "commit": None})
+    facts = {"seconds": 4000.0, "store": "faces & more", "rungs": [1.5, 4.5], "commit": None}
+    html = page(table, facts, {"optimizer": 0.7, "resnet.width": 0.3})
     check(html)
-    best = table.loc[table.accuracy.idxmax()]
-    assert html.index(f"trial {best.trial_id}") == html.index("trial t")
+    best = ranked([row for row in table if row["accuracy"] is not None])[0]
+    assert html.index(f'title="trial {best["trial_id"]}"') == html.index('title="trial ')
+    assert "Fitted once more on a fresh seed" in html
+    assert f"{sum(bool(row['tie']) for row in table)} other trial is marked tie" in html
     assert "1 h 6 min" in html
     assert "1.5, 4.5" in html
     assert "faces &amp; more" in html
     assert "the loss is &lt;not&gt; finite" in html
-    assert html.count("trial t") == len(table)
-    assert html.count("<svg") == 3
+    assert html.count('title="trial ') == len(table)
+    assert html.count("<svg") == 6
+
+
+def test_every_line_of_the_front_picks_its_own_trial(tmp_path: Path) -> None:
+    table = trials()
+    board = [{**row, "configuration": json.loads(row["configuration"])} for row in ranked(table)]
+    (tmp_path / "leaderboard.json").write_text(json.dumps({"trials": board}))
+    said = [float(text) for text in re.findall(r"--min-accuracy ([0-9.]+)", page(table, {}, {}))]
+    assert len(said) == len(front(board)) > 1
+    for least, row in zip(said, front(board), strict=True):
+        assert pick(str(tmp_path), "cheapest", least).to_dict() == row["configuration"]
 
 
 def test_search_report_when_every_trial_failed() -> None:
-    table = trials(1)
-    html = report.search(table[table.status == "failed"], {})
+    html = page(trials(1)[1:], {}, {})
     check(html)
     assert "No trial got as far" in html
 
 
 def test_search_report_of_a_single_trial() -> None:
-    check(report.search(trials(1).head(1), {}))
+    check(page(trials(1)[:1], {}, {}))
 
 
 def test_figures_on_one_page_share_no_names() -> None:
     drawn = [
-        figures.survivors(["begun", 1], [("cnn1", [3, 1]), ("resnet", [2, 2])]),
-        figures.best_so_far([1, 2], [0.3, 0.5]),
+        drawings.survivors(["begun", 1], [("cnn1", [3, 1]), ("resnet", [2, 2])]),
+        drawings.best_so_far([1, 2], [0.3, 0.5]),
         figures.lines([("a", [1, 2], [3, 4]), ("b", [1, 2], [4, 3])], "two", "x", "y"),
         figures.reliability([], [{"confidence": 0.8, "accuracy": 0.7, "share": 1.0}], 1.2),
     ]
@@ -124,7 +146,7 @@ def test_figures_on_one_page_share_no_names() -> None:
 
 
 def test_the_same_figure_twice_is_the_same_text() -> None:
-    assert figures.best_so_far([1], [0.5]) == figures.best_so_far([1], [0.5])
+    assert drawings.best_so_far([1], [0.5]) == drawings.best_so_far([1], [0.5])
 
 
 def test_figure_titles_are_escaped() -> None:
