@@ -3,17 +3,19 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
 from fer_scale import storage
 from fer_scale.errors import InputError
 from fer_scale.faces.images import Preprocessing, prepare
+
+if TYPE_CHECKING:
+    import pyarrow.dataset as ds
 
 SPLITS = ("train", "val", "calib", "test")
 """train fits weights; val stops, selects, sets the temperature; calib sets acceptance; test is reported."""
@@ -120,8 +122,10 @@ class Store:
         self.check(split)
         return self.dataset().to_table(columns=columns, filter=pc.field("split") == split)
 
-    def dataset(self) -> ds.Dataset:
+    def dataset(self) -> "ds.Dataset":
         """Its Parquet files, unread."""
+        import pyarrow.dataset as ds  # brings pandas, and who does not come here does without
+
         filesystem, inner = storage.filesystem(storage.join(self.path, "data"))
         return ds.dataset(inner, filesystem=filesystem, format="parquet", schema=STORE_SCHEMA)
 

@@ -7,9 +7,8 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import pyarrow as pa
 
 from fer_scale import storage
@@ -19,6 +18,9 @@ from fer_scale.faces.sources import PARQUET_ENDINGS
 from fer_scale.labelling.manifests import URI, Manifest, columns
 from fer_scale.labelling.tables import NoColumnError, check_unique, csv_rows, open_parquet, picture_column
 from fer_scale.labelling.units import SLICES, Item, Unit, broken, ranges, stretches
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ARCHIVES = (*ZIP_ENDINGS, *TAR_ENDINGS)
 CONTAINERS = (*PARQUET_ENDINGS, *ARCHIVES, ".csv")
@@ -258,6 +260,8 @@ class Source:
         check_unique(self._id_batches, where + self.path)
 
     def _id_batches(self) -> Iterator["pd.Series[str]"]:
+        import pandas as pd  # here alone: the actors, which load this module too, do without
+
         if self.manifest is not None:
             ids = (item.id for item in self._named(self.manifest))
             while batch := list(islice(ids, 65536)):

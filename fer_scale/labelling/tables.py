@@ -2,15 +2,19 @@
 
 import csv
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fer_scale import storage
 from fer_scale.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PICTURE_TYPES = (
     pa.types.is_binary,
@@ -21,6 +25,10 @@ PICTURE_TYPES = (
     pa.types.is_large_string,
     pa.types.is_string_view,
 )
+
+
+GROWTH = 2**22
+"""Hashes of ids for which room is made at a time, 32 MiB."""
 
 
 class NoColumnError(Exception):
@@ -65,7 +73,7 @@ def csv_rows(path: str, image_column: str, id_column: str | None) -> Iterator[tu
 
 
 def check_unique(batches: Callable[[], Iterator["pd.Series[str]"]], where: str) -> None:
-    """Refuse ids that stand twice; 8 bytes an id in memory, twice that for a moment.
+    """Refuse ids that stand twice; 8 bytes an id in memory.
 
     Args:
         batches: gives all ids; called again to name the one that stands twice.
@@ -73,11 +81,9 @@ def check_unique(batches: Callable[[], Iterator["pd.Series[str]"]], where: str) 
     Raises:
         InputError: an id stands twice.
     """
-    hashes = [pd.util.hash_pandas_object(ids, index=False).to_numpy() for ids in batches()]
-    every = np.concatenate([np.zeros(0, dtype=np.uint64), *hashes])
-    hashes.clear()
-    every.sort()
-    suspects = set(every[1:][every[1:] == every[:-1]].tolist())
+    import pandas as pd  # here alone: the actors, which load this module too, do without
+
+    suspects = _twice(pd.util.hash_pandas_object(ids, index=False).to_numpy() for ids in batches())
     seen: set[str] = set()
     for ids in batches() if suspects else ():
         for value in ids[pd.util.hash_pandas_object(ids, index=False).isin(suspects)]:
@@ -88,3 +94,20 @@ def check_unique(batches: Callable[[], Iterator["pd.Series[str]"]], where: str) 
                     "name another column with --id-column, or remove the second",
                 )
             seen.add(value)
+
+
+def _twice(pieces: Iterable[npt.NDArray[np.uint64]]) -> set[int]:
+    """Hashes that stand more than once."""
+    every, count = np.zeros(0, dtype=np.uint64), 0
+    for piece in pieces:
+        if count + len(piece) > len(every):
+            every.resize(count + len(piece) + GROWTH, refcheck=False)  # of many pages, which are moved, not copied
+        every[count : count + len(piece)] = piece
+        count += len(piece)
+    every.resize(count, refcheck=False)
+    every.sort()
+    found: set[int] = set()
+    for start in range(0, count - 1, GROWTH):
+        here = every[start : start + GROWTH + 1]
+        found.update(here[1:][here[1:] == here[:-1]].tolist())
+    return found

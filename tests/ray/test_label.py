@@ -128,6 +128,14 @@ def test_photographs(session: None, bundle: Path, tmp_path: Path) -> None:
     assert label(bundle, root, out, faces="detect")["new"] == 0
     with pytest.raises(InputError, match="faces None, where the run"):
         label(bundle, root, out)
+    confidence = np.random.default_rng(0).uniform(0.25, 0.5, 4000)
+    small, large = (
+        write_bundle(tmp_path / name, seed=seed, calibration=calibration(confidence, right_from))
+        for name, seed, right_from in (("small", 1, 0.3), ("large", 2, 0.0))
+    )
+    both = label(large, root, tmp_path / "both", faces="detect", first=small)
+    assert [both[name] for name in ("inputs", "labelled", "no_face", "faces")] == [3, 2, 1, 4]
+    assert both["answered_by_first"] + both["answered_by_second"] == 4, "faces, not photographs"
     drawn = certify(out, sample=4)
     assert drawn["sample"] == 4
     assert Path(drawn["sheet"]).read_text().count("data-face=") == 4
