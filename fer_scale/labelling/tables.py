@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -96,7 +96,7 @@ def check_unique(batches: Callable[[], Iterator["pd.Series[str]"]], where: str) 
             seen.add(value)
 
 
-def _twice(pieces: Iterable[npt.NDArray[np.uint64]]) -> set[int]:
+def _twice(pieces: Iterable[npt.NDArray[Any]]) -> set[int]:
     """Hashes that stand more than once."""
     every, count = np.zeros(0, dtype=np.uint64), 0
     for piece in pieces:
