@@ -127,7 +127,7 @@ def decode(data: bytes, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIX
 def _plain(image: Image.Image) -> Image.Image:
     """16-bit, palette, alpha and CMYK to L or RGB; what is see-through becomes black's opposite, white."""
     if image.mode in ("L", "RGB"):
-        return image.copy()
+        return image
     if image.mode == "1":
         return image.convert("L")
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
