@@ -50,6 +50,7 @@ from fer_scale.labelling.sources import UNIT, Source
 from fer_scale.labelling.units import Unit
 from fer_scale.labelling.worker import Worker
 from fer_scale.storage import write_bytes
+from fer_scale.verbs.label_crew import Row
 from fer_scale.verbs.label_stream import Job, Labeller, _listing, messages, row, worker_of
 
 RESULTS = Path(__file__).parent / "results/scale.json"
@@ -154,7 +155,7 @@ def blocks(count: int, folder: Path) -> dict[str, Any]:
     source = pictures(folder, 1)
     (unit,) = source.units(ROWS)
 
-    def rows() -> Iterator[pa.Table]:
+    def rows() -> Iterator[Row]:
         for _ in range(count):
             yield row(unit=unit.to_bytes())
 
