@@ -117,6 +117,30 @@ def publishing(dest: PathLike, overwrite: bool = False, last: str = "manifest.js
         shutil.rmtree(staging, ignore_errors=True)
 
 
+@contextmanager
+def writing(path: PathLike) -> Iterator[str]:
+    """A local file to write, which becomes the one at `path` when the block ends and vanishes when it fails.
+
+    Readers see the old one or the new one, whole; for what is too large for `write_bytes`.
+    """
+    path = normal(path)
+    remote = path.startswith(_s3.SCHEME)
+    staged = beside(os.path.join(tempfile.gettempdir(), name(path)) if remote else path, "partial")
+    try:
+        with translated(path):
+            if not remote:
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+            yield staged
+            if remote:
+                bucket, key = _s3.split(path)
+                _s3.client().upload_file(staged, bucket, key)
+            else:
+                os.replace(staged, path)
+    finally:
+        with suppress(FileNotFoundError):  # moved away
+            os.unlink(staged)
+
+
 def _real(path: PathLike) -> str:
     """The path, and locally where links lead from it: a link to a folder stays one."""
     path = normal(path)

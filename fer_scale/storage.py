@@ -24,7 +24,7 @@ from fer_scale._files import (
     read_json,
     write_bytes,
 )
-from fer_scale._folders import check_output, fetch_dir, publishing
+from fer_scale._folders import check_output, fetch_dir, publishing, writing
 from fer_scale._s3 import CONNECTIONS, is_outage, limit_requests, requests_made
 
 __all__ = [
@@ -52,4 +52,5 @@ __all__ = [
     "read_json",
     "requests_made",
     "write_bytes",
+    "writing",
 ]

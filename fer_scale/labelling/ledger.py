@@ -12,7 +12,7 @@ from fer_scale.errors import InputError
 from fer_scale.labelling.lease import LeaseLostError
 from fer_scale.labelling.units import Unit
 
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2
 MOST_FORMER = 64
 """Parts looked through for a unit's answers. More only meet it where a manifest is not sorted; then reading them
 would cost more than to label anew."""
@@ -93,12 +93,16 @@ class Ledger:
         self.labelled_images = 0
         """Images answered for in that time."""
         self._numbers: list[int] = []
+        self._unfinished: list[storage.FileInfo] = []
         self._load()
 
     def _load(self) -> None:
         if not storage.exists(self._folder):
             return
-        files = list(storage.list_files(self._folder))
+        files: list[storage.FileInfo] = []
+        for file in storage.list_files(self._folder):
+            # One that begins with a dot is what a run that was killed had not yet published.
+            (self._unfinished if storage.name(file.path).startswith(".") else files).append(file)
         with ThreadPoolExecutor(16) as pool:
             texts = list(pool.map(lambda file: storage.read_bytes(file.path), files))
         for file, text in zip(files, texts, strict=True):
@@ -127,6 +131,8 @@ class Ledger:
 
     def keep(self, keys: Iterable[str]) -> None:
         """Forget all units but these, and gather the rest in one segment."""
+        while self._unfinished:
+            storage.delete(self._unfinished.pop().path)
         kept = {key: self.entries[key] for key in keys}
         if len(kept) == len(self.entries) and len(self._numbers) <= 1:
             return

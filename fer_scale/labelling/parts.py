@@ -34,19 +34,9 @@ def labels_schema(classes: list[str], accepting: bool = False, detecting: bool =
     )
 
 
-def labels_path(out: str, part: str) -> str:
-    """Where a unit's labels are."""
-    return storage.join(out, "labels", f"{part}.parquet")
-
-
-def errors_path(out: str, part: str) -> str:
-    """Where a unit's errors are, if it has any."""
-    return storage.join(out, "errors", f"{part}.parquet")
-
-
-def no_face_path(out: str, part: str) -> str:
-    """Where a unit's images without a face are, if it has any."""
-    return storage.join(out, "no_face", f"{part}.parquet")
+def part_path(out: str, kind: str, part: str) -> str:
+    """Where a unit's rows of ``labels``, ``errors`` or ``no_face`` are; of the last two only if it has any."""
+    return storage.join(out, "ledger", kind, f"{part}.parquet")
 
 
 def notes_path(out: str, part: str) -> str:

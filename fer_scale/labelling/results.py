@@ -1,5 +1,4 @@
-"""The end of a labelling run: stale parts removed, counts added up and checked, the summary and the
-report."""
+"""The end of a labelling run: its files settled, counts added up and checked, the summary and the report."""
 
 import hashlib
 import json
@@ -12,15 +11,14 @@ from typing import Any
 from fer_scale import figures, report, storage
 from fer_scale.errors import FerScaleError
 from fer_scale.labelling.ledger import Entry, Ledger
-from fer_scale.labelling.parts import ERRORS_SCHEMA, notes_path, parquet
+from fer_scale.labelling.merging import paths, settle_view
+from fer_scale.labelling.parts import notes_path
 from fer_scale.learning import drift
 from fer_scale.learning.drift import BINS, Answered
 
 COUNTS = ("inputs", "labelled", "no_face", "errors", "faces", "duplicates")
 CERTIFICATE = "certificate.json"
 """What `certify` found of the run, in its folder."""
-NONE = "none"
-"""Name of the empty part that stands in ``errors`` or ``no_face`` where there are none, so that it can be read."""
 SHOWN = 12
 """Pictures a report shows of the surest and of the least sure."""
 PHOTOGRAPHS = 6
@@ -29,17 +27,13 @@ SAMPLED = 128
 """Units whose examples are looked through for them, evenly spread."""
 
 
-def parts(out: str, kind: str) -> set[str]:
-    """Names of the parts in ``labels``, ``errors`` or ``ledger/units``, without their endings."""
-    return {storage.name(path).rpartition(".")[0] for path in _paths(storage.join(out, kind))}
-
-
-def _paths(folder: str) -> list[str]:
-    return [file.path for file in storage.list_files(folder)] if storage.exists(folder) else []
+def parts(out: str, kind: str = "labels") -> set[str]:
+    """Names of the parts of a kind that work units published, without their endings."""
+    return {storage.name(path).rpartition(".")[0] for path in paths(storage.join(out, "ledger", kind))}
 
 
 def settle(out: str, ledger: Ledger, current: Iterable[str], detecting: bool = False) -> None:
-    """Leave exactly the parts of the current listing: the ledger first, then the files that it does not name.
+    """Leave exactly what the current listing has: the ledger first, then the view, then void parts.
 
     Args:
         current: keys of all units of the source as it was listed now.
@@ -47,16 +41,12 @@ def settle(out: str, ledger: Ledger, current: Iterable[str], detecting: bool = F
     """
     ledger.keep(current)
     entries = ledger.entries.values()
+    kinds = ["labels", "errors", *(["no_face"] if detecting else [])]
+    settle_view(out, kinds, entries)
     named = {entry["part"] for entry in entries}
-    kept = {"labels": named, "ledger/units": named}
-    for kind in ("errors", *(["no_face"] if detecting else [])):
-        kept[kind] = {entry["part"] for entry in entries if entry[kind]}
-        if not kept[kind]:
-            kept[kind] = {NONE}
-            empty = parquet(ERRORS_SCHEMA.empty_table())
-            storage.write_bytes(storage.join(out, kind, f"{NONE}.parquet"), empty)
-    for kind, keep in kept.items():
-        for path in _paths(storage.join(out, kind)):
+    for kind in (*kinds, "units"):
+        keep = {entry["part"] for entry in entries if entry[kind]} if kind in ("errors", "no_face") else named
+        for path in paths(storage.join(out, "ledger", kind)):
             if storage.name(path).rpartition(".")[0] not in keep:
                 storage.delete(path)
 
@@ -145,6 +135,7 @@ def publish(out: str, ledger: Ledger, run: dict[str, Any], new: int) -> dict[str
 def _report(out: str, ledger: Ledger, run: dict[str, Any], summary: dict[str, Any]) -> str:
     entries = list(ledger.entries.values())
     classes, calib = run["settings"]["classes"], run.get("calib") or {"histogram": [], "labels": {}}
+    rows = "faces" if run["settings"].get("faces") else "images"
     return report.render(
         "label.html.j2",
         title="Labels",
@@ -155,14 +146,14 @@ def _report(out: str, ledger: Ledger, run: dict[str, Any], summary: dict[str, An
         calib_rows=sum(calib["labels"].values()),
         large=(drift.LARGE_KS, drift.LARGE_PSI),
         reasons=sorted(summary["reasons"].items(), key=lambda item: (-item[1], item[0])),
-        confidence=_confidence(_histogram(entries), calib["histogram"]),
+        confidence=_confidence(_histogram(entries), calib["histogram"], rows),
         **_examples(out, entries),
     )
 
 
-def _confidence(histogram: list[int], calib: list[int]) -> Any:
-    """The run's confidences, and calib's as a line that is scaled to as many rows."""
-    with figures.plot("Confidence of all labels", "confidence", "images", (5.0, 2.8)) as drawing:
+def _confidence(histogram: list[int], calib: list[int], rows: str) -> Any:
+    """The run's confidences, and calib's as a line that is scaled to as many; ``rows`` is what is counted."""
+    with figures.plot("Confidence of all labels", "confidence", rows, (5.0, 2.8)) as drawing:
         axes = drawing.axes
         edges = [at / BINS for at in range(BINS)]
         axes.bar(edges, histogram, width=0.92 / BINS, align="edge", color=figures.colour(0), alpha=0.8)

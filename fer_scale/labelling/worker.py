@@ -21,13 +21,11 @@ from fer_scale.faces.images import ImageError, Preprocessing
 from fer_scale.labelling.cutting import Cut, cut
 from fer_scale.labelling.parts import (
     ERRORS_SCHEMA,
-    errors_path,
-    labels_path,
     labels_schema,
-    no_face_path,
     notes_path,
     packed,
     parquet,
+    part_path,
     shown,
     unpacked,
 )
@@ -169,18 +167,18 @@ class Worker:
             notes = storage.read_json(notes_path(self._out, part))
             known = dict(zip(unpacked(notes["stamps"]), unpacked(notes["pixels"]), strict=True))
             same = {ident for ident, stamp in stamps.items() if stamp in known} - taken
-            with pq.ParquetFile(storage.open_input(labels_path(self._out, part))) as file:
+            with pq.ParquetFile(storage.open_input(part_path(self._out, "labels", part))) as file:
                 rows = file.read()
             rows = rows.filter(pa.array([ident in same for ident in rows["id"].to_pylist()], pa.bool_()))
             tally.carried_labels.append(rows)
             labelled = rows["id"].to_pylist()
             tally.digests.update((ident, known[stamps[ident]]) for ident in labelled)
             taken.update(labelled)
-            others = [(tally.no_face, no_face_path, notes["no_face"])]
+            others = [(tally.no_face, "no_face", notes["no_face"])]
             if not retry_errors:
-                others.append((tally.errors, errors_path, notes["errors"]))
-            for kept_rows, path, some in others:
-                bad = self._failures(path(self._out, part), same) if some else []
+                others.append((tally.errors, "errors", notes["errors"]))
+            for kept_rows, kind, some in others:
+                bad = self._failures(part_path(self._out, kind, part), same) if some else []
                 kept_rows.extend(bad)
                 taken.update(row[0] for row in bad)
             for kept, name in ((tally.surest, "surest"), (tally.unsurest, "unsurest")):
@@ -213,11 +211,11 @@ class Worker:
             "photographs": tally.kept_photographs(rows),
         }
         self._write(notes_path(self._out, unit.part), json.dumps(notes).encode())
-        for failures, path in ((tally.errors, errors_path), (tally.no_face, no_face_path)):
+        for failures, kind in ((tally.errors, "errors"), (tally.no_face, "no_face")):
             if failures:
                 bad = pa.table([list(column) for column in zip(*failures, strict=True)], schema=ERRORS_SCHEMA)
-                self._write(path(self._out, unit.part), parquet(bad))
-        self._write(labels_path(self._out, unit.part), parquet(rows))
+                self._write(part_path(self._out, kind, unit.part), parquet(bad))
+        self._write(part_path(self._out, "labels", unit.part), parquet(rows))
         confidence = rows["confidence"].to_numpy()
         return {
             "key": unit.key,

@@ -62,7 +62,7 @@ def quote(
 
 
 def _plan(out: str, wish: Wish) -> Plan:
-    return Plan(Ledger(out).entries, results.parts(out, "labels"), wish.retry_errors)
+    return Plan(Ledger(out).entries, results.parts(out), wish.retry_errors)
 
 
 def _measured(job: Job, found: Listed, listing: int, cluster: Cluster) -> dict[str, Any]:

@@ -59,7 +59,7 @@ class Session:
 
     def run(self, bundle: str, cluster: Cluster | None) -> dict[str, Any]:
         """Label what is left to do, on `cluster` or, where there is none yet, on one for as long as that takes."""
-        plan = Plan(self._ledger.entries, results.parts(self._out, "labels"), self._wish.retry_errors)
+        plan = Plan(self._ledger.entries, results.parts(self._out), self._wish.retry_errors)
         seen: set[str] = set()
         matched = plan.match(self._source.units(self._target))
         first = next(((unit, to_do) for unit, to_do in _noting(matched, seen) if to_do), None)

@@ -188,7 +188,7 @@ def test_killed_and_run_again_it_is_as_if_unbroken(session: None, bundle: Path, 
     run = subprocess.Popen([*command, str(broken)], env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
         until = time.monotonic() + 120
-        while len(list((broken / "labels").glob("*.parquet"))) < 2:
+        while len(list((broken / "ledger" / "labels").glob("*.parquet"))) < 2:
             assert time.monotonic() < until
             assert run.poll() is None
             time.sleep(0.02)
@@ -226,7 +226,9 @@ def test_a_dry_run_quotes_the_run_that_follows_and_writes_nothing(
     assert "701 were, and nothing was written" in " ".join(capsys.readouterr().err.split())
     found = label(bundle, root, out)
     assert 0.4 < told["seconds"] / found["seconds"] < 2.5, "twofold for machines that do something else as well"
-    size = sum(path.stat().st_size for kind in ("labels", "errors", "ledger/units") for path in (out / kind).iterdir())
+    size = sum(
+        path.stat().st_size for kind in ("labels", "errors", "units") for path in (out / "ledger" / kind).iterdir()
+    )
     assert told["output_mib"] == pytest.approx(size / 2**20, rel=0.3, abs=0.1)
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     (root / "new.png").write_bytes(noise(5000))

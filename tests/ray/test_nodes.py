@@ -69,7 +69,7 @@ def test_label_loses_nothing_with_a_node(nodes: Cluster, tmp_path: Path) -> None
     draw(tmp_path / "faces", 600, seed=0)
     bundle, out = write_bundle(tmp_path / "bundle"), tmp_path / "out"
     options: dict[str, Any] = {"include": "*.png", "quiet": True}
-    with one_lost(nodes, lambda: len(list((out / "labels").glob("*.parquet"))) >= 2) as pool:
+    with one_lost(nodes, lambda: len(list((out / "ledger" / "labels").glob("*.parquet"))) >= 2) as pool:
         running = pool.submit(fer_scale.label, bundle, tmp_path / "faces", out, **options)
     summary = running.result()
     ids = pq.read_table(out / "labels")["id"].to_pylist()

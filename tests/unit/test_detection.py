@@ -138,7 +138,7 @@ def test_bytes_that_are_no_picture_are_an_error_and_not_a_picture_without_faces(
 def label_all(source: Source, out: Path, detector: Detector) -> Brightness:
     brightness, ledger = Brightness(), Ledger(str(out))
     worker = Worker(brightness, str(out), Reader(source.image_column, source.id_column), batch=4, detector=detector)
-    plan = Plan(ledger.entries, results.parts(str(out), "labels"), False)
+    plan = Plan(ledger.entries, results.parts(str(out)), False)
     matched = list(plan.match(source.units(16)))
     for unit, to_do in matched:
         if to_do:

@@ -113,7 +113,7 @@ def label_all(source: Source, out: Path, target: int = 16, retry: bool = False) 
     model = Brightness()
     worker = Worker(model, str(out), Reader(source.image_column, source.id_column), batch=7)
     ledger = Ledger(str(out))
-    plan = Plan(ledger.entries, results.parts(str(out), "labels"), retry)
+    plan = Plan(ledger.entries, results.parts(str(out)), retry)
     keys, worked = [], 0
     for unit, to_do in plan.match(source.units(target)):
         keys.append(unit.key)
@@ -201,7 +201,7 @@ def test_a_file_that_vanishes_after_listing_is_an_error(tmp_path: Path) -> None:
     worker = Worker(Brightness(), str(tmp_path / "out"), Reader("image", None))
     entry = worker.label(units[0].published_as("p"))
     assert entry["errors"] == 1
-    assert failures(tmp_path / "out") == {"a/000.png": "missing"}
+    assert failures(tmp_path / "out" / "ledger") == {"a/000.png": "missing"}
 
 
 def test_a_broken_table_among_others_is_one_error(tmp_path: Path) -> None:
@@ -307,9 +307,14 @@ def test_whatever_is_lost_is_made_again(tmp_path: Path) -> None:
     root, out = folder_of(tmp_path / "faces"), tmp_path / "out"
     source = Source.open(str(root))
     label_all(source, out)
-    next((out / "labels").iterdir()).unlink()
-    (out / "labels" / "0123.parquet").write_bytes((next((out / "labels").iterdir())).read_bytes())  # never entered
+    parts = out / "ledger" / "labels"
+    next(parts.iterdir()).unlink()
+    for folder in (parts, out / "labels"):
+        (folder / "0123.parquet").write_bytes((next(folder.iterdir())).read_bytes())  # never entered
     assert label_all(source, out)[1] == 1
+    assert answers(out) == EXPECTED
+    next((out / "labels").iterdir()).unlink()
+    assert label_all(source, out)[1] == 0
     assert answers(out) == EXPECTED
 
 
@@ -426,7 +431,9 @@ def test_fetching_ahead_keeps_the_order(tmp_path: Path) -> None:
     far = Worker(Brightness(), str(tmp_path / "far"), Reader("image", None), batch=8, threads=4)
     near.label(unit.published_as("p"))
     far.label(unit.published_as("p"))
-    assert pq.read_table(tmp_path / "near" / "labels").equals(pq.read_table(tmp_path / "far" / "labels"))
+    assert pq.read_table(tmp_path / "near" / "ledger" / "labels").equals(
+        pq.read_table(tmp_path / "far" / "ledger" / "labels")
+    )
 
 
 def test_a_manifest_names_images_by_uri(tmp_path: Path) -> None:

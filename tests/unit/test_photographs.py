@@ -69,7 +69,7 @@ def label(source: Path, out: Path, detector: Detector, threads: int = 0) -> dict
     """One pass over a folder; the counts of its end."""
     worker = Worker(Brightness(), str(out), Reader("image", None), batch=2, threads=threads, detector=detector)
     ledger = Ledger(str(out))
-    plan = Plan(ledger.entries, results.parts(str(out), "labels"))
+    plan = Plan(ledger.entries, results.parts(str(out)))
     keys, carried = [], 0
     for unit, to_do in plan.match(Source.open(str(source)).units(16)):
         keys.append(unit.key)
