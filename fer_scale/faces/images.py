@@ -8,13 +8,16 @@ import hashlib
 import io
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from fer_scale.errors import InputError
+from fer_scale.faces.headers import costly
 
 PREPROCESSING_VERSION = 1
 """Raised whenever :func:`prepare` gives other pixels for the same bytes."""
@@ -22,6 +25,15 @@ PREPROCESSING_VERSION = 1
 MAX_BYTES = 32 * 2**20
 MAX_PIXELS = 40_000_000
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+
+SMALL_PIXELS = 2**20
+"""A picture up to this many is unpacked whatever else is; larger ones share `ROOM_PIXELS`."""
+ROOM_PIXELS = 2 * MAX_PIXELS
+"""Unpacked at the same time in a process, however many threads it has; up to 16 bytes each while modes change."""
+BAND_PIXELS = 2**20
+"""Changed to another mode at a time."""
+MAX_EXIF = 2**20
+"""Bytes in which the orientation is looked for."""
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 
@@ -92,6 +104,33 @@ class _NoWarnings:
 _no_warnings = _NoWarnings()
 
 
+class _Room:
+    """Lets pictures in while there is room for their pixels, so that many threads need no more memory than a few."""
+
+    def __init__(self, pixels: int) -> None:
+        self._changed = threading.Condition()
+        self._free = pixels
+
+    @contextmanager
+    def take(self, pixels: int) -> Iterator[None]:
+        """Hold room for so many, of which there must be as many in all."""
+        if pixels <= SMALL_PIXELS:
+            yield
+            return
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= pixels)
+            self._free -= pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += pixels
+                self._changed.notify_all()
+
+
+_room = _Room(ROOM_PIXELS)
+
+
 def decode(data: bytes, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode the first frame of a picture, upright, as mode ``L`` or ``RGB``.
 
@@ -104,6 +143,8 @@ def decode(data: bytes, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIX
         raise ImageError("empty", "0 bytes")
     if len(data) > max_bytes:
         raise ImageError("too_large", f"{len(data):,} bytes; the limit is {max_bytes:,}")
+    if reason := costly(data):
+        raise ImageError("too_large", reason)
     try:
         with _no_warnings, Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
@@ -111,8 +152,9 @@ def decode(data: bytes, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIX
                 raise ImageError("too_large", f"{width}x{height} pixels; the limit is {max_pixels:,}")
             if not width or not height:
                 raise ImageError("empty", f"{width}x{height} pixels")
-            image.load()
-            return _plain(ImageOps.exif_transpose(image))
+            with _room.take(min(width * height, ROOM_PIXELS)):
+                image.load()
+                return _upright(image)
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -124,15 +166,63 @@ def decode(data: bytes, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIX
         raise ImageError(reason, f"{type(error).__name__}: {error}"[:200]) from None
 
 
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's, 1 (upright) where it cannot be told: metadata that is broken makes no picture unreadable."""
+    if len(image.info.get("exif", b"")) > MAX_EXIF:
+        return 1
+    try:
+        found: int = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return found if found in _TURNS else 1
+    except Exception:  # its parser may raise anything at all on hostile bytes
+        return 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """A copy that the file's buffers do not hold on to, turned as EXIF says."""
+    turn, plain = _TURNS.get(_orientation(image)), _plain(image)
+    if turn is not None:
+        return plain.transpose(turn)
+    return plain.copy() if plain is image else plain
+
+
 def _plain(image: Image.Image) -> Image.Image:
-    """16-bit, palette, alpha and CMYK to L or RGB; what is see-through becomes black's opposite, white."""
+    """`_flat`, band by band: what is between takes several times the memory of the picture."""
     if image.mode in ("L", "RGB"):
         return image
+    top = 255.0
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        top = 65535.0 if np.asarray(image).max(initial=0) > 255 else 255.0
+    rows = max(1, BAND_PIXELS // image.width)
+    if rows >= image.height:
+        return _flat(image, top)
+    whole = Image.new(_flat(image.crop((0, 0, 1, 1)), top).mode, image.size)
+    for upper in range(0, image.height, rows):
+        band = image.crop((0, upper, image.width, min(upper + rows, image.height)))
+        whole.paste(_flat(band, top), (0, upper))
+    return whole
+
+
+def _flat(image: Image.Image, top: float) -> Image.Image:
+    """16-bit, palette, alpha and CMYK to L or RGB; what is see-through becomes black's opposite, white.
+
+    Args:
+        top: the value that becomes 255, of modes with more than 8 bits.
+    """
     if image.mode == "1":
         return image.convert("L")
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         values = np.asarray(image, dtype=np.float64)
-        top = 65535.0 if values.max(initial=0.0) > 255 else 255.0
         return Image.fromarray(np.clip(np.nan_to_num(values) * (255.0 / top), 0, 255).astype(np.uint8))
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")

@@ -24,7 +24,7 @@ from fer_scale.faces.images import Preprocessing, prepare
 from fer_scale.predictor import Predictor
 from fer_scale.verbs.certify import certify
 from fer_scale.verbs.label import crew, label
-from tests import photographs
+from tests import hostile, photographs
 from tests.bundles import write_bundle
 
 ROOT = Path(__file__).parents[2]
@@ -139,6 +139,15 @@ def test_photographs(session: None, bundle: Path, tmp_path: Path) -> None:
     drawn = certify(out, sample=4)
     assert drawn["sample"] == 4
     assert Path(drawn["sheet"]).read_text().count("data-face=") == 4
+
+
+def test_a_folder_of_hostile_files(session: None, bundle: Path, tmp_path: Path) -> None:
+    expected = hostile.mixture(tmp_path / "faces")
+    summary = label(bundle, tmp_path / "faces", tmp_path / "out")
+    assert summary["inputs"] == summary["labelled"] + summary["no_face"] + summary["errors"] == len(expected)
+    assert set(rows(tmp_path / "out")) == {name for name, reason in expected.items() if not reason}
+    errors = {row["id"]: row["reason"] for row in pq.read_table(tmp_path / "out" / "errors").to_pylist()}
+    assert errors == {name: reason for name, reason in expected.items() if reason}
 
 
 def test_tables_by_their_ids(session: None, bundle: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from fer_scale.errors import InputError
+from fer_scale.faces import images
 from fer_scale.faces.images import ImageError, Preprocessing, decode, encode_png, pixel_sha256, prepare
 
 GRAY = np.random.default_rng(0).integers(0, 256, (40, 30), dtype=np.uint8)
@@ -57,6 +58,27 @@ def test_see_through_pixels_become_white():
     pixels = np.asarray(decode(encoded(Image.fromarray(rgba))))
     assert pixels[0, 0].tolist() == [10, 20, 30]
     assert (pixels[1:] == 255).all()
+
+
+@pytest.mark.parametrize("mode", ["LA", "P", "RGBA", "CMYK", "I;16", "I", "F"])
+def test_large_pictures_are_changed_in_bands_to_the_same_pixels(mode, monkeypatch):
+    source = Image.fromarray(GRAY)
+    image = Image.fromarray(GRAY.astype(np.uint16) * 257) if mode == "I;16" else source.convert(mode)
+    if mode in ("LA", "RGBA"):
+        image.putalpha(Image.fromarray(GRAY[::-1].copy()))
+    options = {"transparency": 3} if mode == "P" else {}
+    data = encoded(image, "TIFF" if mode in ("CMYK", "F", "I") else "PNG", **options)
+    whole = decode(data)
+    monkeypatch.setattr(images, "BAND_PIXELS", 100)
+    again = decode(data)
+    assert (again.mode, again.size, again.tobytes()) == (whole.mode, whole.size, whole.tobytes())
+
+
+def test_broken_metadata_leaves_the_picture_readable():
+    for exif in (b"MM\0*\0\0\0\x08\xff\xff", b"II*\0\x08\0\0\0\1\0\x12\1\3\0\xff\xff\xff\xff\0\0\0\0", b"x" * 2**21):
+        for format in ("PNG", "JPEG", "WEBP"):
+            if format != "JPEG" or len(exif) < 2**16:
+                assert decode(encoded(Image.fromarray(GRAY), format, exif=b"Exif\0\0" + exif)).size == (30, 40)
 
 
 def test_the_hash_is_of_pixels_mode_and_size_alone():
