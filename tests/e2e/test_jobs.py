@@ -84,15 +84,14 @@ class Cluster:
             env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=timeout,
         )  # fmt: skip
 
-    def submit(self, *arguments: str, code: int = 0, ray: str = "ray", options: Sequence[str] = ()) -> str:
+    def submit(self, *arguments: str, code: int = 0, ray: str = "ray") -> str:
         """Run one job to its end; what it said.
 
         Args:
             code: 0 where it has to succeed.
             ray: the program that submits.
-            options: of the submission.
         """
-        submit = ["job", "submit", "--working-dir", ".", "--address", f"http://127.0.0.1:{self.dashboard}", *options]
+        submit = ["job", "submit", "--working-dir", ".", "--address", f"http://127.0.0.1:{self.dashboard}"]
         done = subprocess.run(
             [ray, *submit, "--", "python", *arguments],
             env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=280,
@@ -225,7 +224,7 @@ def ready(port: int) -> bool:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_machine_with_ray_alone_submits(cluster: Cluster, bucket: str, tmp_path: Path) -> None:
-    """Neither fer_scale nor PyTorch is where the job comes from; the nodes make sure of every version themselves."""
+    """Neither fer_scale nor PyTorch is where the job comes from."""
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "thin"], check=True)
     program = tmp_path / "thin/bin"
     install = [
@@ -242,9 +241,7 @@ def test_a_machine_with_ray_alone_submits(cluster: Cluster, bucket: str, tmp_pat
     there = subprocess.run([program / "pip", "list"], capture_output=True, text=True, check=True).stdout
     assert "torch" not in there
     assert "pyarrow" not in there
-    pinned = ("--runtime-env", "cluster/runtime_env.yaml")
-    ingest = ("jobs/ingest.py", f"{bucket}/faces", f"{bucket}/thin", "--json")
-    said = cluster.submit(*ingest, ray=str(program / "ray"), options=pinned)
+    said = cluster.submit("jobs/ingest.py", f"{bucket}/faces", f"{bucket}/thin", "--json", ray=str(program / "ray"))
     assert result(said)["kept"] == 160
     assert storage.read_json(f"{bucket}/thin/manifest.json")["counts"]
 
