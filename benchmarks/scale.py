@@ -210,8 +210,8 @@ def driver(count: int, folder: Path) -> dict[str, Any]:
     source, out = Source.open(str(folder / "manifest"), uri_column="uri"), str(folder / "out")
     template = one_entry(folder / "one")
     found: dict[str, Any] = {"rows": count, "manifest_mib": size(folder / "manifest"), "peak_mib_before": peak()}
-    for what in ("labels", "ledger"):
-        found[f"kib_of_{what}_a_unit"] = round(1024 * size(folder / "one/out" / what, 6), 1)
+    for what, where in (("labels", "labels"), ("ledger", "units")):
+        found[f"kib_of_{what}_a_unit"] = round(1024 * size(folder / "one/out/ledger" / where, 6), 1)
     found["seconds_to_open"], unit_images = timed(source.unit_images)
 
     ledger, held, sent, units = Ledger(out), [], 0, 0
