@@ -109,7 +109,11 @@ def tune(
     families: Annotated[list[str] | None, typer.Option(help="A,B,...: these families only.")] = None,
     time_budget: Annotated[str, typer.Option(help="Wall time, as 2h, 40m or 90s.")] = "40m",
     max_trials: Annotated[int | None, typer.Option(min=1, help="At most so many trials.")] = None,
-    fix: Annotated[list[str] | None, typer.Option(help="KEY=VALUE of a parameter not to search.")] = None,
+    fix: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=VALUE is not searched; NAME=A,B and NAME=LOW..HIGH are searched within."),
+    ] = None,
+    space: Annotated[str | None, typer.Option(help="TOML or JSON file with the same.", metavar="FILE")] = None,
     cpus_per_trial: Annotated[float, typer.Option(help="CPUs of a trial.")] = 1,
     gpus_per_trial: Annotated[
         float | None, typer.Option(help="Share of a GPU of a trial.", show_default="1 where there are GPUs")

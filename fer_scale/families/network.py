@@ -81,11 +81,6 @@ class Network(nn.Module):
         """Parameters from the input on, one list a stage and the head's last; frozen ones are among them."""
         return [list(stage.parameters()) for stage in self._trainable()] + [list(self.head.parameters())]
 
-    @property
-    def backbone_frozen(self) -> bool:
-        """Whether nothing but the head is trained: then :meth:`features` never change during a fit."""
-        return self.frozen == len(self._trainable())
-
     def _trainable(self) -> list[nn.Module]:
         """The backbone's stages that have parameters."""
         return [stage for stage in self.backbone if next(stage.parameters(), None) is not None]

@@ -16,7 +16,3 @@ class Pick(Protocol):
     def float(self, name: str, low: float, high: float, log: bool = False) -> float:
         """A number in ``low <= x <= high``, uniform, or uniform in its logarithm."""
         ...
-
-    def int(self, name: str, low: int, high: int) -> int:
-        """A whole number in ``low <= x <= high``."""
-        ...

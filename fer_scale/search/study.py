@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 
 from fer_scale.errors import InputError
 from fer_scale.learning.configuration import Configuration
-from fer_scale.search.space import suggest
+from fer_scale.search.space import pinned, suggest
 from fer_scale.search.starts import STARTS
 
 ATTEMPTS = 100
@@ -206,12 +206,13 @@ class Study:
             self._study.tell(trial, state=TrialState.PRUNED)
 
     def _start(self, kind: str, family: str) -> Configuration | None:
-        """A family's reference or start with what is fixed; None where that does not go together."""
+        """A family's reference or start with what is fixed, or narrowed; None where that does not go together."""
         if kind == "start" and family not in STARTS:
             return None
         values = {"family": family, **(STARTS[family] if kind == "start" else {})}
         try:
-            return Configuration.from_dict(values).with_fixed(self._fixed)
+            known = Configuration.from_dict(values)
+            return known.with_fixed(pinned(self._fixed, known))
         except InputError:
             return None
 

@@ -22,6 +22,7 @@ from fer_scale.families import FAMILIES
 from fer_scale.learning.configuration import Configuration
 from fer_scale.search.record import Search
 from fer_scale.search.space import check_fixed
+from fer_scale.search.space import read as read_space
 from fer_scale.search.trial import Trial
 
 UNLIMITED = 10**9
@@ -140,6 +141,7 @@ def tune(
     time_budget: str | float = "40m",
     max_trials: int | None = None,
     fix: Mapping[str, Any] | None = None,
+    space: storage.PathLike | None = None,
     cpus_per_trial: float = 1,
     gpus_per_trial: float | None = None,
     price_per_hour: float | None = None,
@@ -156,7 +158,8 @@ def tune(
         families: names; None takes all six.
         time_budget: wall time in seconds, or text like ``40m``.
         max_trials: at most this many trials.
-        fix: values that are not searched, such as ``{"optimizer": "sgd", "resnet.variant": "resnet18"}``.
+        fix: what is fixed or narrowed: ``{"optimizer": "sgd", "size": [48, 64], "lr": "0.01..0.1"}``.
+        space: a TOML or JSON file with the same; ``fix`` goes before it.
         cpus_per_trial: CPUs, and so threads, of each trial.
         gpus_per_trial: share of a GPU of each trial; None gives each a whole one where the cluster has any.
         price_per_hour: of one core, in any currency: the table then says what a million images cost.
@@ -174,7 +177,7 @@ def tune(
     set_quiet(quiet)
     store, out = storage.normal(store), storage.normal(out)
     chosen = _check_families(families)
-    fixed = check_fixed(fix or {}, chosen)
+    fixed = check_fixed({**(read_space(storage.normal(space)) if space else {}), **(fix or {})}, chosen)
     budget = parse_seconds(time_budget, "time-budget")
     _check_numbers(max_trials, cpus_per_trial, gpus_per_trial, price_per_hour)
     deadline = time.time() + budget

@@ -25,6 +25,7 @@ from fer_scale.search.journal import Journal, read
 from fer_scale.search.ladder import Choice, Policy, Rungs
 from fer_scale.search.record import Search
 from fer_scale.search.space import check_fixed, suggest
+from fer_scale.search.space import read as read_space
 from fer_scale.search.starts import STARTS
 from fer_scale.search.study import Fit, Study
 from fer_scale.search.trial import Trial
@@ -75,11 +76,52 @@ def test_what_is_fixed_is_not_drawn() -> None:
 
 @pytest.mark.parametrize(
     ("fixed", "said"),
-    [({"momentum": "1"}, "momentum=1.*optimizer"), ({"lr": "x"}, "lr=.x."), ({"optimizer": "x"}, "sgd, adamw")],
+    [
+        ({"momentum": "1"}, "momentum=1.*optimizer"),
+        ({"lr": "x"}, "lr=.x."),
+        ({"optimizer": "x"}, "sgd, adamw"),
+        ({"optimizer": "sgd,x"}, "sgd, adamw"),
+        ({"lr": "0.1..x"}, "range"),
+        ({"lr": "0.1..20"}, "lr=20"),
+        ({"lr": {"from": 1}}, "range"),
+    ],
 )
 def test_a_wrong_fix_names_the_valid_ones(fixed: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         check_fixed(fixed, ["cnn1"])
+
+
+def test_what_is_narrowed_is_drawn_from_that_alone() -> None:
+    given = {"batch_size": "32,64", "lr": "0.01..0.02", "ema": [0.9, 0.99], "clip": "1..2", "cnn1.width": "0.5,1"}
+    fixed = check_fixed({**given, "size": "48..50", "label_smoothing": [0.1]}, ["cnn1", "cnn2"])
+    space = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    drawn = [suggest(space.ask(), ["cnn1", "cnn2"], fixed) for _ in range(40)]
+    assert {one.recipe.batch_size for one in drawn} == {32, 64}
+    assert {one.recipe.ema for one in drawn} == {0.9, 0.99}
+    assert {one.network.width for one in drawn if one.family == "cnn1"} == {0.5, 1.0}
+    assert len({one.network.width for one in drawn if one.family == "cnn2"}) > 2
+    assert {one.preprocessing.size for one in drawn} == {48}
+    assert {one.recipe.label_smoothing for one in drawn} == {0.1}
+    assert all(0.01 <= one.recipe.lr <= 0.02 and 1 <= one.recipe.clip <= 2 for one in drawn)
+    assert len({one.recipe.lr for one in drawn}) == len({one.recipe.clip for one in drawn}) == 40
+
+
+def test_references_and_starts_come_with_the_nearest_that_is_allowed(tmp_path: Path) -> None:
+    fixed = check_fixed({"lr": "0.002..0.02", "batch_size": "32,64", "resnet.cut": "1,2"}, ["resnet"])
+    fits = [study(tmp_path, ["resnet"], **fixed).new()[1].configuration for _ in range(1)]
+    assert (fits[0]["recipe"]["lr"], fits[0]["recipe"]["batch_size"], fits[0]["network"]["cut"]) == (0.002, 64, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("space.toml", 'optimizer = "sgd"\n[cnn1]\nwidth = [0.5, 1]\n'), ("space.json", "")]
+)
+def test_a_file_fixes_and_narrows_as_well(tmp_path: Path, name: str, text: str) -> None:
+    path = tmp_path / name
+    path.write_text(text or json.dumps({"optimizer": "sgd", "cnn1": {"width": [0.5, 1]}}))
+    assert check_fixed(read_space(str(path)), ["cnn1"]) == {"optimizer": "sgd", "cnn1.width": [0.5, 1]}
+    path.write_text("=")
+    with pytest.raises(InputError, match=name):
+        read_space(str(path))
 
 
 def test_null_and_what_is_not_drawn_can_be_fixed() -> None:
