@@ -24,6 +24,10 @@ from fer_scale.search.starts import STARTS
 
 ATTEMPTS = 100
 """Draws for one proposal before what is fixed is called impossible."""
+Asked = tuple[dict[str, Any], dict[str, Any]]
+"""Parameters and their distributions."""
+REMEMBERED = 400
+"""Ended fits that stay with the sampler, half of them the best and half the latest, whenever it knows twice as many."""
 TELLING = 8
 """Drawn trials below which nothing is said of the importance of parameters."""
 FRESH = 1_000_003
@@ -49,6 +53,9 @@ class Study:
 
     The first trials are the families' reference configurations, the next those of :data:`STARTS`; from there on
     grouped TPE (Bergstra et al. 2011) decides. It ranks fits for the highest rung first, then those for the next.
+
+    TPE looks at every trial of its study for each proposal, so it has one of its own, in memory, of which only the best
+    and the latest stay: a proposal costs the same after 10,000 trials as after 1,000.
     """
 
     def __init__(
@@ -57,7 +64,7 @@ class Study:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # group=True is one
-            sampler = optuna.samplers.TPESampler(
+            self._sampler = optuna.samplers.TPESampler(
                 seed=seed,
                 multivariate=True,
                 group=True,
@@ -65,12 +72,11 @@ class Study:
                 n_startup_trials=2 * len(families),
             )
         self._study = optuna.create_study(
-            study_name=name,
-            storage=JournalStorage(backend),
-            sampler=sampler,
-            direction="maximize",
-            load_if_exists=True,
+            study_name=name, storage=JournalStorage(backend), direction="maximize", load_if_exists=True
         )
+        self._memory = optuna.create_study(sampler=self._sampler, direction="maximize")
+        self._drawn: dict[int, optuna.Trial] = {}
+        self._known_to_sampler: list[optuna.trial.FrozenTrial] = []
         self._families = [
             *(name for name in STARTS if name in families),
             *(name for name in families if name not in STARTS),
@@ -82,7 +88,7 @@ class Study:
         self.unfinished: list[tuple[int, Fit]] = []
         """Fits, with their numbers, that were running when the search was killed."""
         self._known = [(kind, family) for kind in ("reference", "start") for family in self._families]
-        self._asked: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}
+        self._asked: dict[int, Asked] = {}
         self._open: dict[int, optuna.Trial] = {}
         self._trials = 0
         self._replay()
@@ -91,10 +97,6 @@ class Study:
         known: dict[int, Fit] = {}
         for trial in self._study.get_trials(deepcopy=False):
             if "fit" not in trial.user_attrs:
-                if trial.state == TrialState.RUNNING:  # killed between the draw and the first line about it
-                    self._study.tell(trial.number, state=TrialState.FAIL)
-                elif trial.state == TrialState.WAITING:  # killed before the draw; the next to ask would get it
-                    self._study.tell(self._study.ask(), state=TrialState.FAIL)
                 continue
             told = json.loads(trial.user_attrs["fit"])
             told.setdefault("configuration", known[told["trial"]].configuration if told["trial"] in known else None)
@@ -107,6 +109,8 @@ class Study:
                 self.ended.append((fit, json.loads(trial.user_attrs["result"])))
                 if not trial.state.is_finished():  # killed between the result and its telling
                     self._tell(trial.number, fit, self.ended[-1][1])
+                else:
+                    self._learn(trial.number, fit, self.ended[-1][1])
             elif not trial.state.is_finished():
                 self.unfinished.append((trial.number, fit))
         self._trials = 1 + max(known, default=-1)
@@ -124,40 +128,41 @@ class Study:
             configuration = self._start(start, family)
             if configuration is not None:
                 # given, not drawn: of its parameters the sampler learns the family alone
-                self._study.enqueue_trial({"family": family})
-                trial = self._study.ask()
-                trial.suggest_categorical("family", self._families)
-                return self._begin(trial, start, configuration)
+                families = optuna.distributions.CategoricalDistribution(self._families)
+                return self._begin(({"family": family}, {"family": families}), start, configuration)
         for _ in range(ATTEMPTS):
-            trial = self._study.ask()
+            trial = self._memory.ask()
             try:
-                return self._begin(trial, "proposed", suggest(trial, self._families, self._fixed))
+                configuration = suggest(trial, self._families, self._fixed)
             except InputError:  # a draw that does not go with what is fixed, such as a width for resnet50
-                self._study.tell(trial.number, state=TrialState.FAIL)
+                self._memory.tell(trial, state=TrialState.FAIL)
+                continue
+            number, fit = self._begin((trial.params, trial.distributions), "proposed", configuration)
+            self._drawn[number] = trial
+            return number, fit
         raise InputError(
             f"fix {dict(self._fixed)}", "values that go together with what is searched", "fix fewer or others"
         )
 
-    def _begin(self, trial: optuna.Trial, start: str, configuration: Configuration) -> tuple[int, Fit]:
+    def _begin(self, asked: Asked, start: str, configuration: Configuration) -> tuple[int, Fit]:
         at = self._trials
         self._trials += 1
         fit = Fit(trial=at, start=start, configuration=configuration.to_dict(), rung=1, seed=self._seed + at)
-        trial.set_user_attr("fit", json.dumps(asdict(fit)))
-        self._asked[at] = (trial.params, trial.distributions)
+        self._asked[at] = asked
+        return self._write(asked, asdict(fit)), fit
+
+    def _write(self, asked: Asked, told: dict[str, Any]) -> int:
+        """A fit that begins, as one line of the journal; its number."""
+        trial = _running(self._study, asked, {"fit": json.dumps(told)})
         self._open[trial.number] = trial
-        return trial.number, fit
+        return trial.number
 
     def again(self, first: Fit, rung: int, *, confirm: bool) -> tuple[int, Fit]:
         """Another fit of a trial, for a higher rung or on a fresh seed."""
         seed = self._seed + first.trial + (FRESH if confirm else 0)
         fit = Fit(**{**asdict(first), "rung": rung, "seed": seed, "confirm": confirm})
-        parameters, distributions = self._asked[fit.trial]
-        self._study.enqueue_trial(parameters)
-        trial = self._study.ask(fixed_distributions=distributions)
         told = {key: value for key, value in asdict(fit).items() if key != "configuration"}
-        trial.set_user_attr("fit", json.dumps(told))
-        self._open[trial.number] = trial
-        return trial.number, fit
+        return self._write(self._asked[fit.trial], told), fit
 
     @property
     def speeds(self) -> dict[int, float]:
@@ -196,14 +201,48 @@ class Study:
         trial, accuracy = self._open.pop(number), result.get("accuracy")
         if accuracy is None:
             self._study.tell(trial, state=TrialState.FAIL)
-            return
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a killed search may have come as far as this line
-            trial.report(accuracy, fit.rung)
-        if result["top"]:
-            self._study.tell(trial, accuracy)
         else:
-            self._study.tell(trial, state=TrialState.PRUNED)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a killed search may have come as far as this line
+                trial.report(accuracy, fit.rung)
+            if result["top"]:
+                self._study.tell(trial, accuracy)
+            else:
+                self._study.tell(trial, state=TrialState.PRUNED)
+        self._learn(number, fit, result)
+
+    def _learn(self, number: int, fit: Fit, result: dict[str, Any]) -> None:
+        """The sampler hears of a fit that ended."""
+        drawn, accuracy = self._drawn.pop(number, None), result.get("accuracy")
+        if drawn is not None:  # no longer one of those that run
+            self._memory.tell(drawn, state=TrialState.FAIL)
+        if accuracy is None:
+            return
+        parameters, distributions = self._asked[fit.trial]
+        self._known_to_sampler.append(
+            optuna.create_trial(
+                state=TrialState.COMPLETE if result["top"] else TrialState.PRUNED,
+                value=accuracy,
+                params=parameters,
+                distributions=distributions,
+                intermediate_values={fit.rung: accuracy},
+            )
+        )
+        self._memory.add_trial(self._known_to_sampler[-1])
+        if len(self._known_to_sampler) >= 2 * REMEMBERED:
+            self._forget()
+
+    def _forget(self) -> None:
+        """Begin the sampler's study anew with the best and the latest of what it knows, and with what runs."""
+        earlier = self._known_to_sampler[: -REMEMBERED // 2]
+        earlier.sort(key=lambda trial: max(trial.intermediate_values.items()), reverse=True)
+        kept = [*earlier[: REMEMBERED // 2], *self._known_to_sampler[-REMEMBERED // 2 :]]
+        self._known_to_sampler = kept
+        memory = optuna.create_study(sampler=self._sampler, direction="maximize")
+        memory.add_trials(kept)
+        for number, trial in self._drawn.items():
+            self._drawn[number] = _running(memory, (trial.params, trial.distributions), {})
+        self._memory = memory
 
     def _start(self, kind: str, family: str) -> Configuration | None:
         """A family's reference or start with what is fixed, or narrowed; None where that does not go together."""
@@ -215,6 +254,14 @@ class Study:
             return known.with_fixed(pinned(self._fixed, known))
         except InputError:
             return None
+
+
+def _running(study: optuna.Study, asked: Asked, attributes: dict[str, Any]) -> optuna.Trial:
+    """A trial that has just begun, written at once: `ask` writes it piece by piece and looks through all the others."""
+    begun = optuna.create_trial(
+        state=TrialState.RUNNING, params=asked[0], distributions=asked[1], user_attrs=attributes
+    )
+    return optuna.Trial(study, study._storage.create_new_trial(study._study_id, template_trial=begun))
 
 
 def new_name() -> str:
