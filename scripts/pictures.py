@@ -7,6 +7,7 @@ not made again; remove that folder to begin anew.
 
 import argparse
 import io
+import itertools
 import os
 import re
 import shlex
@@ -16,12 +17,17 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 from rich.console import Console
 from rich.terminal_theme import TerminalTheme
 from rich.text import Text
+
+from fer_scale.faces.detection import Detection, Detector
+from fer_scale.faces.sample import CLASSES, face
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "docs/images"
@@ -93,12 +99,12 @@ def terminal(name: str, text: str) -> None:
 
 
 @contextmanager
-def opened(browser: Browser, width: int, height: int) -> Iterator[Page]:
-    """A page in light colours, as fine as on a good screen."""
+def opened(browser: Browser, width: int, height: int, colours: Literal["light", "dark"] = "light") -> Iterator[Page]:
+    """A page, as fine as on a good screen."""
     context = browser.new_context(
         viewport={"width": width, "height": height},
         device_scale_factor=2,
-        color_scheme="light",
+        color_scheme=colours,
         reduced_motion="reduce",
     )
     yield context.new_page()
@@ -121,19 +127,48 @@ def report(browser: Browser, work: Path, name: str) -> None:
         keep(name, page)
 
 
-def endpoint(browser: Browser, work: Path) -> None:
-    """The endpoint's page, with its answer for a drawn face."""
-    face = sorted((work / "unlabelled/surprised").glob("*.png"))[3]
-    command = [sys.executable, "-m", "fer_scale", "serve", "bundle", "--port", "0"]
-    with subprocess.Popen(command, cwd=work, env=environment(), stderr=subprocess.PIPE, text=True) as serving:
+def group() -> bytes:
+    """Four drawn faces as a photograph: of each class the first one that the detector takes for a face."""
+    detector, photograph = Detector(Detection()), Image.new("RGB", (480, 480))
+    for at, label in enumerate(CLASSES):
+        drawn = (face(label, np.random.default_rng(seed), 240).convert("RGB") for seed in itertools.count(100 * at))
+        found = next(one for one in drawn if any(found.score > 0.95 for found in detector.faces(one)))
+        photograph.paste(found, (240 * (at % 2), 240 * (at // 2)))
+    buffer = io.BytesIO()
+    photograph.save(buffer, "JPEG", quality=92)
+    return buffer.getvalue()
+
+
+def endpoint(work: Path) -> None:
+    """The endpoint's page: a photograph on a desktop, the camera on a phone."""
+    photograph, film = group(), work / "camera.mjpeg"
+    film.write_bytes(photograph * 10)
+    camera = ["device-for-media-stream", "ui-for-media-stream"]
+    arguments = ["--no-sandbox", *(f"--use-fake-{one}" for one in camera), f"--use-file-for-fake-video-capture={film}"]
+    command = [sys.executable, "-m", "fer_scale", "serve", "bundle", "--port", "0", "--max-error", "0.15"]
+    with (
+        sync_playwright() as playwright,
+        playwright.chromium.launch(executable_path=shutil.which("chromium"), args=arguments) as browser,
+        subprocess.Popen(command, cwd=work, env=environment(), stderr=subprocess.PIPE, text=True) as serving,
+    ):
         try:
             address = next(found[0] for line in serving.stderr or () if (found := re.search(r"http://[\d.:]+", line)))
-            with opened(browser, 1040, 660) as page:
+            with opened(browser, 1080, 800) as page:
                 page.goto(address)
-                page.set_input_files("#file", face)
-                page.locator("#bars li.top").wait_for()
+                page.set_input_files("#file", {"name": "group.jpg", "mimeType": "image/jpeg", "buffer": photograph})
+                page.locator("#faces button").last.click()
+                page.locator("h1").click()
                 page.wait_for_timeout(1500)  # until the bars stand still
                 keep("serve", page)
+            with opened(browser, 400, 820, "dark") as page:
+                page.goto(address)
+                page.get_by_role("button", name="Use the camera").click()
+                page.get_by_role("button", name="Read live").click()
+                page.locator(".box").last.wait_for()
+                page.locator("#stage").scroll_into_view_if_needed()
+                page.evaluate("scrollTo(0, 0)")
+                page.wait_for_timeout(1500)
+                keep("serve-phone", page)
         finally:
             serving.terminate()
 
@@ -159,9 +194,9 @@ def main() -> None:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         for name in (name for name in PAGES if name in names):
             report(browser, work, name)
-        if "serve" in names:
-            endpoint(browser, work)
         browser.close()
+    if "serve" in names:
+        endpoint(work)
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ class Detector:
             size = f"{image.width}x{image.height} pixels"
             if max(image.size) < CROP:
                 raise NoFaceError(
-                    "too_small", f"{size}: rather a crop than a photograph; --faces crop labels it as it is"
+                    "too_small", f"{size}: rather a crop than a photograph; faces crop labels it as it is"
                 )
             raise NoFaceError("none_found", size)
         return [(face, square(image, face, self.settings.margin)) for face in found]

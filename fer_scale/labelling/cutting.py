@@ -8,7 +8,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from fer_scale.faces.detection import Detector, Face
-from fer_scale.faces.images import Preprocessing, decode, prepare, to_array
+from fer_scale.faces.images import MAX_BYTES, MAX_PIXELS, Preprocessing, decode, to_array
 
 SHOWN_SIDE = 480
 """Pixels of a photograph in the report, at most."""
@@ -35,8 +35,16 @@ class Cut:
     shown: Shown | None = None
 
 
-def cut(data: bytes, preprocessing: Preprocessing, detector: Detector | None, show: bool = False) -> Cut:
-    """Decode a picture and prepare what the network is to read of it.
+def cut(
+    data: bytes,
+    preprocessing: Preprocessing,
+    detector: Detector | None,
+    show: bool = False,
+    *,
+    max_bytes: int = MAX_BYTES,
+    max_pixels: int = MAX_PIXELS,
+) -> Cut:
+    """Decode a picture and prepare what the network is to read of it; what `label` and `serve` both do.
 
     Args:
         detector: finds the faces; None takes the picture as it is.
@@ -46,9 +54,9 @@ def cut(data: bytes, preprocessing: Preprocessing, detector: Detector | None, sh
         ImageError: the bytes give no picture.
         NoFaceError: there is no face in it.
     """
+    image = decode(data, max_bytes=max_bytes, max_pixels=max_pixels)
     if detector is None:
-        return Cut([prepare(data, preprocessing)], [])
-    image = decode(data)
+        return Cut([to_array(image, preprocessing)], [])
     found = detector.cut(image)
     pixels = [to_array(square, preprocessing) for _, square in found]
     return Cut(pixels, [face for face, _ in found], _small(image) if show else None)

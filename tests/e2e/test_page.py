@@ -1,15 +1,19 @@
 """The page in a real browser: headless Chromium, a camera that is fed by the browser itself."""
 
+import re
 import shutil
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+from fer_scale.learning.acceptance import Acceptance
 from fer_scale.predictor import Predictor
 from fer_scale.verbs.serve.limits import Limits
 from fer_scale.verbs.serve.service import Service
 from fer_scale.verbs.serve.token import read_token
+from tests import photographs
 from tests.bundles import write_bundle
 from tests.serving import listening, picture
 
@@ -19,6 +23,7 @@ Browser, Page, expect = sync_api.Browser, sync_api.Page, sync_api.expect
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 TOKEN = "correct-horse-battery"
 
+needs_mtcnn = pytest.mark.skipif(find_spec("mtcnn") is None, reason="the extra `detect` is not installed")
 pytestmark = pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="chromium is not installed")
 
 
@@ -28,8 +33,15 @@ def predictor(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    camera = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """Chromium, whose camera shows two faces for ever."""
+    film = tmp_path_factory.mktemp("camera") / "faces.mjpeg"
+    film.write_bytes(photographs.encoded(photographs.group().crop((0, 0, 700, 427)).resize((640, 390)), "JPEG") * 10)
+    camera = [
+        "--use-fake-device-for-media-stream",
+        "--use-fake-ui-for-media-stream",
+        f"--use-file-for-fake-video-capture={film}",
+    ]
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *camera])
         yield browser
@@ -38,7 +50,8 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def url(predictor: Predictor) -> Iterator[str]:
-    with listening(Service(predictor, Limits(max_bytes=200_000))) as url:
+    acceptance = Acceptance(0.05, 0.95, 0.0, rows=100, accepted=100, wrong=1)
+    with listening(Service(predictor, Limits(max_bytes=200_000), acceptance=acceptance)) as url:
         yield url
 
 
@@ -85,6 +98,48 @@ def label_of(predictor: Predictor, data: bytes) -> str:
     return predictor.classes[int(row.argmax())]
 
 
+@needs_mtcnn
+def test_the_faces_of_a_photograph_are_boxed_and_each_has_its_bars(page: Page) -> None:
+    upload(page, photographs.encoded(photographs.group(), "JPEG"))
+    faces, boxes = page.locator("#faces button"), page.locator("#boxes .box")
+    expect(faces).to_have_count(3)
+    expect(boxes).to_have_count(3)
+    expect(page.locator("#judged")).to_contain_text("at most 5 % should be wrong")
+    expect(page.locator("#strip button")).to_contain_text("3 faces")
+    picture = page.locator("#picture").bounding_box()
+    astronaut, scale = boxes.nth(1).bounding_box(), picture["width"] / 1000  # it is as wide as the stage
+    assert abs((astronaut["x"] - picture["x"]) / scale - 120) < 20
+    assert abs(astronaut["width"] / scale - 86) < 30
+
+    faces.nth(1).focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#kicker")).to_have_text("face 2 of 3")
+    expect(faces.nth(1)).to_be_focused()
+    expect(faces.nth(1)).to_have_attribute("aria-pressed", "true")
+    expect(boxes.nth(1)).to_have_class("box chosen")
+    expect(faces.nth(1)).to_have_accessible_name(re.compile(r"^Face 2 of 3: \w+, \d+ percent, sure$"))
+    boxes.nth(2).click()
+    expect(page.locator("#kicker")).to_have_text("face 3 of 3")
+
+    page.get_by_role("radio", name="It is one face").check(force=True)
+    expect(faces.first).to_be_hidden()
+    expect(boxes.first).to_be_hidden()
+    expect(page.locator("#frame")).to_be_visible()
+    page.reload()
+    expect(page.get_by_role("radio", name="It is one face")).to_be_checked()
+
+
+@needs_mtcnn
+def test_where_nobody_is_it_says_so_and_may_be_read_whole(page: Page) -> None:
+    upload(page, photographs.encoded(photographs.scenery(), "JPEG"))
+    expect(page.locator("#none")).to_contain_text("None was found")
+    expect(page.locator("#live-region")).to_have_text("No face found")
+    expect(page.locator("#strip button")).to_contain_text("no face")
+    page.get_by_role("button", name="Read the whole picture").click()
+    expect(page.locator("#none")).to_be_hidden()
+    expect(page.locator("#label")).not_to_be_empty()
+
+
 def test_a_bad_picture_is_told_kindly_and_costs_the_others_nothing(page: Page) -> None:
     upload(page, b"this is no picture", picture(1))
     expect(page.get_by_role("alert")).to_contain_text("not a picture the model can read")
@@ -129,12 +184,14 @@ def test_a_dropped_picture_is_read(page: Page) -> None:
 def test_the_camera_is_read_live_and_gives_a_picture(page: Page) -> None:
     page.get_by_role("button", name="Use the camera").click()
     page.get_by_role("button", name="Read live").click()
-    expect(page.locator("#kicker")).to_have_text("right now")
+    detecting = find_spec("mtcnn") is not None
+    expect(page.locator("#kicker")).to_have_text("right now, 2 faces" if detecting else "right now")
+    expect(page.locator("#boxes .box")).to_have_count(2 if detecting else 0)
     expect(page.locator("#strip button")).to_have_count(0)
     page.get_by_role("button", name="Take the picture").click()
     expect(page.locator("#strip button")).to_have_count(1)
     expect(page.locator("#video")).to_be_hidden()
-    expect(page.locator("#kicker")).not_to_have_text("right now")
+    expect(page.locator("#kicker")).not_to_have_text(re.compile("right now"))
     page.get_by_role("button", name="Use the camera").click()
     expect(page.locator("#video")).to_be_visible()
     page.keyboard.press("Escape")

@@ -21,7 +21,8 @@ import pytest
 
 from fer_scale.faces.images import prepare
 from fer_scale.predictor import Predictor
-from fer_scale.verbs.serve import haproxy
+from fer_scale.verbs.serve import detecting, haproxy
+from tests import photographs
 from tests.bundles import write_bundle
 from tests.serving import picture
 
@@ -104,8 +105,11 @@ def test_the_examples_of_the_docs_work_as_printed(server: Server, tmp_path: Path
     text = (Path(__file__).parents[2] / "docs/serve.md").read_text().replace("http://127.0.0.1:8000", server.url)
     (tmp_path / "face.png").write_bytes(picture(0))
     (python,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    curl = next(line.strip() for line in text.splitlines() if line.startswith("    curl "))
-    commands = [[sys.executable, "-c", python], *([shlex.split(curl)] if shutil.which("curl") else [])]
+    (tmp_path / "group.jpg").write_bytes(photographs.encoded(photographs.group(), "JPEG"))
+    curls = [line.strip() for line in text.splitlines() if line.startswith("    curl ")]
+    assert ["faces=detect" in curl for curl in curls] == [False, True]
+    able = curls[: 1 + detecting.available()] if shutil.which("curl") else []
+    commands = [[sys.executable, "-c", python], *map(shlex.split, able)]
     for command in commands:
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

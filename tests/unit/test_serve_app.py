@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from fer_scale.errors import InputError
@@ -21,7 +22,7 @@ from fer_scale.verbs.serve.limits import Limits
 from fer_scale.verbs.serve.metrics import Counts, Tally, render
 from fer_scale.verbs.serve.service import Service
 from fer_scale.verbs.serve.token import read_token
-from fer_scale.verbs.serve.web import create_app
+from fer_scale.verbs.serve.web import PAGE, create_app
 from tests.bundles import write_bundle
 from tests.serving import picture
 
@@ -82,7 +83,7 @@ def test_answers_are_the_predictors(client: TestClient, predictor: Predictor) ->
         assert [r["label"] for r in results] == [predictor.classes[i] for i in expected.argmax(1)]
         assert [r["confidence"] for r in results] == [max(r["probabilities"].values()) for r in results]
     assert together["model_id"] == predictor.model_id
-    assert set(together) == {"model_id", "results"}
+    assert set(together) == {"model_id", "results", "milliseconds"}
 
 
 @pytest.mark.parametrize(
@@ -149,7 +150,7 @@ def test_health_model_and_description(client: TestClient, predictor: Predictor) 
         "application/octet-stream",
         "multipart/form-data",
     }
-    assert operation["responses"]["200"]["content"]["application/json"]["example"]["results"]
+    assert operation["responses"]["200"]["content"]["application/json"]["examples"]
     assert PROBLEM in operation["responses"]["422"]["content"]
 
 
@@ -162,7 +163,7 @@ def test_every_answer_has_the_security_headers(client: TestClient) -> None:
 
 
 def test_the_page_needs_no_other_host(client: TestClient) -> None:
-    for path in ("/", "/app.js", "/style.css"):
+    for path in ("/", *(f"/{path.name}" for path in PAGE.glob("*.[jc]s*"))):
         text = client.get(path).text.replace("http://www.w3.org/2000/svg", "")
         assert "http://" not in text
         assert "https://" not in text
@@ -182,6 +183,12 @@ def test_metrics_count_what_happened(predictor: Predictor) -> None:
     assert f'model_id="{predictor.model_id}"' in text
     images = [line.split()[-1] for line in text.splitlines() if line.startswith("fer_scale_images_total")]
     assert sum(map(float, images)) == 2
+    for family in text_string_to_metric_families(text):  # Prometheus' own reader
+        assert family.type in ("counter", "gauge", "histogram")
+        assert family.documentation
+        buckets = [sample.value for sample in family.samples if sample.name.endswith("_bucket")]
+        assert buckets == sorted(buckets)
+        assert buckets[-1:] == [sample.value for sample in family.samples if sample.name.endswith("_count")]
 
 
 def test_the_tally_sums_over_replicas_and_keeps_the_gone() -> None:

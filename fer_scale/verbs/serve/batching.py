@@ -16,8 +16,11 @@ import numpy.typing as npt
 Answer = npt.NDArray[np.float32] | Exception
 """Of one request: probabilities float32 ``[N, K]``, or why there are none."""
 
-Compute = Callable[[list[Sequence[bytes]]], list[Answer]]
-"""The encoded images of some requests to one answer a request; called on a thread of its own."""
+Picture = bytes | npt.NDArray[np.uint8]
+"""An encoded image, or a face that was cut out already: uint8 ``[C, S, S]``."""
+
+Compute = Callable[[list[Sequence[Picture]]], list[Answer]]
+"""The images of some requests to one answer a request; called on a thread of its own."""
 
 
 class Overloaded(Exception):
@@ -26,7 +29,7 @@ class Overloaded(Exception):
 
 @dataclass
 class _Waiting:
-    images: Sequence[bytes]
+    images: Sequence[Picture]
     answer: asyncio.Future[npt.NDArray[np.float32]]
 
 
@@ -67,8 +70,8 @@ class Batcher:
         """Whether the next request would be refused."""
         return self._inside >= self._max_waiting
 
-    async def submit(self, images: Sequence[bytes]) -> npt.NDArray[np.float32]:
-        """Encoded images to probabilities float32 ``[N, K]``.
+    async def submit(self, images: Sequence[Picture]) -> npt.NDArray[np.float32]:
+        """Images to probabilities float32 ``[N, K]``.
 
         Raises:
             Overloaded: the queue is full.

@@ -49,10 +49,27 @@ async def _bounded(request: Request, limits: Limits) -> AsyncGenerator[bytes, No
         yield chunk
 
 
+class _Form(MultiPartParser):
+    """Starlette's, which also knows whether the form's end was seen."""
+
+    ended = False
+
+    def on_end(self) -> None:
+        """After the last boundary."""
+        self.ended = True
+        super().on_end()
+
+
 async def _parts(request: Request, limits: Limits) -> tuple[list[str], list[bytes]]:
-    parser = MultiPartParser(
+    async def whole() -> AsyncGenerator[bytes, None]:
+        async for chunk in _bounded(request, limits):
+            yield chunk
+        if not parser.ended:  # the parser would give what came before, and leave the file of the last part open
+            raise Problem(400, "multipart", "a form that is cut off; send all of it, up to the last boundary")
+
+    parser = _Form(
         request.headers,
-        _bounded(request, limits),
+        whole(),
         max_files=limits.max_images + 1,
         max_fields=16,
         max_part_size=4096,
@@ -64,6 +81,8 @@ async def _parts(request: Request, limits: Limits) -> tuple[list[str], list[byte
         if "Too many files" in error.message:
             raise _too_many(limits) from None
         raise Problem(400, "multipart", f"{error.message} Send multipart/form-data with a boundary.") from None
+    except UnicodeError:  # `charset` may name any codec of Python's, and some decode nothing
+        raise Problem(400, "multipart", "a name that is not in the charset of its form; send UTF-8.") from None
     names, images = [], []
     try:
         for _, value in form.multi_items():

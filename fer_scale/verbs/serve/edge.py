@@ -7,6 +7,7 @@ import uuid
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
 from fer_scale.verbs.serve.metrics import SECONDS, Counts
@@ -37,7 +38,7 @@ class Edge:
         self._app = app
         self._counts = counts
         self._paths = {route.path for route in app.routes if hasattr(route, "path")}
-        for kind in (Problem, HTTPException, Exception):
+        for kind in (Problem, HTTPException, ClientDisconnect, Exception):
             app.add_exception_handler(kind, _handle)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -78,6 +79,8 @@ class Edge:
 
 async def _handle(request: Request, error: Exception) -> Response:
     request_id = request.state.request_id
+    if isinstance(error, ClientDisconnect):  # in the midst of its body; nobody reads this
+        return Response(status_code=GONE)
     if isinstance(error, HTTPException):
         detail = f"{request.method} {request.url.path}: {error.detail}"
         error = Problem(error.status_code, "http", detail, error.headers)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields
 
 from fer_scale.errors import InputError
+from fer_scale.faces.detection import Detection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,8 +16,10 @@ class Limits:
     """Of one request."""
     max_pixels: int = 25_000_000
     """Of one image, read from its header before anything is unpacked."""
+    max_faces: int = Detection.most_faces
+    """Of one photograph; the largest are labelled. As many as `label` takes."""
     max_waiting: int = 128
-    """Requests that wait or are computed in a replica; further ones get 503 with Retry-After."""
+    """Requests that wait or are computed in a replica, and photographs; further ones get 503 with Retry-After."""
     max_seconds: int = 30
     """From a request's first byte to its answer; a slow body gets 408, a slow answer 503."""
 

@@ -18,6 +18,8 @@ HELP = {
         "Seconds from the first byte to the answer of POST /v1/predict.",
     ),
     "fer_scale_images_total": ("counter", "Images labelled, by label."),
+    "fer_scale_faces_total": ("counter", "Faces found in photographs and labelled, by label."),
+    "fer_scale_no_face_total": ("counter", "Photographs without a face, by reason."),
     "fer_scale_image_errors_total": ("counter", "Images that could not be read, by reason."),
     "fer_scale_batch_images": ("histogram", "Images in a batch that the engine computed."),
     "fer_scale_requests_waiting": ("gauge", "Requests that wait or are computed."),

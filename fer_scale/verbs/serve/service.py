@@ -3,17 +3,23 @@
 import asyncio
 import hashlib
 import hmac
+import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from fastapi import Request
 
-from fer_scale.faces.images import ImageError, decode, to_array
+from fer_scale.faces.detection import NoFaceError
+from fer_scale.faces.images import ImageError
+from fer_scale.labelling.cutting import cut
 from fer_scale.learning.acceptance import Acceptance
 from fer_scale.predictor import Predictor
-from fer_scale.verbs.serve.batching import Answer, Batcher, Overloaded
+from fer_scale.verbs.serve.batching import Answer, Batcher, Overloaded, Picture
 from fer_scale.verbs.serve.body import read_images
+from fer_scale.verbs.serve.detecting import Finder, available
 from fer_scale.verbs.serve.limits import Limits
 from fer_scale.verbs.serve.metrics import IMAGES, Counts
 from fer_scale.verbs.serve.problems import Problem
@@ -21,6 +27,9 @@ from fer_scale.verbs.serve.problems import Problem
 BATCH_IMAGES = 64
 DIGITS = 7
 """Decimals of a probability in the answer: more than the 1e-5 within which `label` agrees."""
+
+LIMITS = ("max_bytes", "max_images", "max_pixels", "max_faces")
+"""Those that a client can keep to."""
 
 RETRY = {"Retry-After": "1"}
 
@@ -52,6 +61,8 @@ class Service:
             max_waiting=limits.max_waiting,
             observe=lambda n: self.counts.observe("fer_scale_batch_images", n, IMAGES),
         )
+        self._finder = Finder(predictor.preprocessing, limits)
+        self.faces = ("crop", "detect") if available() else ("crop",)
         self._token_digest = token_digest
         self._acceptance = acceptance
         family = str(predictor.bundle.config.get("family", ""))
@@ -77,6 +88,8 @@ class Service:
         Raises:
             Problem: the request cannot be answered.
         """
+        began = time.perf_counter()
+        faces = self._faces_wanted(request)
         if self.batcher.full:  # before the body is read: an overloaded replica should not fill its memory
             raise overloaded()
         names: Sequence[str] = ()
@@ -88,30 +101,78 @@ class Service:
             raise Problem(408, "slow-body", f"the body took more than {self.limits.max_seconds} s") from None
         try:
             async with asyncio.timeout_at(deadline):
-                probabilities = await self.batcher.submit(images)
+                results = await (self._photographs(images) if faces == "detect" else self._crops(images))
         except TimeoutError:
             raise Problem(503, "timeout", f"no answer within {self.limits.max_seconds} s", RETRY) from None
         except Overloaded:
             raise overloaded() from None
         except BadImages as bad:
             raise self._unreadable(bad, names) from None
-        classes = self.predictor.classes
-        results: list[dict[str, Any]] = []
-        for row in probabilities:
-            best = int(row.argmax())
-            values = [round(float(p), DIGITS) for p in row]
-            results.append(
-                {
-                    "label": classes[best],
-                    "confidence": values[best],
-                    "probabilities": dict(zip(classes, values, strict=True)),
-                }
+        spent = 1000 * (time.perf_counter() - began)
+        return {"model_id": self.predictor.model_id, "results": results, "milliseconds": round(spent, 2)}
+
+    def _faces_wanted(self, request: Request) -> str:
+        if not request.scope["query_string"]:
+            return "crop"
+        given = request.query_params.multi_items()
+        if len(given) != 1 or given[0][0] != "faces" or given[0][1] not in ("crop", "detect"):
+            raise Problem(400, "query", "a query that is not understood; send none, faces=crop or faces=detect")
+        if given[0][1] not in self.faces:
+            raise Problem(
+                501, "no-detector", "this endpoint cannot find faces: its extra `detect` is not installed; send crops"
             )
-            if self._acceptance is not None:
-                sure = self._acceptance.mask(row[best : best + 1], np.array([classes[best]], dtype=object))
-                results[-1]["accepted"] = bool(sure[0])
-            self.counts.add("fer_scale_images_total", label=classes[best])
-        return {"model_id": self.predictor.model_id, "results": results}
+        return given[0][1]
+
+    async def _crops(self, images: Sequence[bytes]) -> list[dict[str, Any]]:
+        """A result an image, each taken as it is."""
+        rows = await self.batcher.submit(images)
+        return [self._answer(row, "fer_scale_images_total") for row in rows]
+
+    async def _photographs(self, images: Sequence[bytes]) -> list[dict[str, Any]]:
+        """A result an image, with all faces in it."""
+        found = await asyncio.gather(*map(self._photograph, images), return_exceptions=True)
+        bad = [(at, error) for at, error in enumerate(found) if isinstance(error, ImageError)]
+        for error in found:
+            if isinstance(error, BaseException) and not isinstance(error, ImageError):
+                raise error
+        if bad:
+            raise BadImages(bad)
+        return [result for result in found if isinstance(result, dict)]
+
+    async def _photograph(self, image: bytes) -> dict[str, Any]:
+        try:
+            found = await self._finder.cut(image)
+        except NoFaceError as error:
+            self.counts.add("fer_scale_no_face_total", reason=error.reason)
+            return {"faces": [], "reason": error.reason, "detail": error.detail}
+        rows = await self.batcher.submit(found.pixels)
+        answers = [self._answer(row, "fer_scale_faces_total") for row in rows]
+        return {
+            "faces": [
+                {"box": face.box, "score": face.score, **answer}
+                for face, answer in zip(found.faces, answers, strict=True)
+            ]
+        }
+
+    def _answer(self, row: npt.NDArray[np.float32], counter: str) -> dict[str, Any]:
+        classes = self.predictor.classes
+        best = int(row.argmax())
+        values = [round(p, DIGITS) for p in row.tolist()]
+        answer: dict[str, Any] = {
+            "label": classes[best],
+            "confidence": values[best],
+            "probabilities": dict(zip(classes, values, strict=True)),
+        }
+        if self._acceptance is not None:
+            sure = self._acceptance.mask(row[best : best + 1], np.array([classes[best]], dtype=object))
+            answer["accepted"] = bool(sure[0])
+        self.counts.add(counter, label=classes[best])
+        return answer
+
+    def close(self) -> None:
+        """Let the threads end."""
+        self.batcher.close()
+        self._finder.close()
 
     def _unreadable(self, bad: BadImages, names: Sequence[str]) -> Problem:
         for _, error in bad.errors:
@@ -126,16 +187,15 @@ class Service:
         status, kind = (413, "image-too-large") if large else (422, "image-unreadable")
         return Problem(status, kind, f"{which} is {first.reason}: {first.detail}{others}", errors=errors)
 
-    def _compute(self, requests: list[Sequence[bytes]]) -> list[Answer]:
+    def _compute(self, requests: list[Sequence[Picture]]) -> list[Answer]:
         """One batch, on the engine's thread: decode, then run the network once over all that could be."""
-        arrays: list[np.ndarray[Any, np.dtype[np.uint8]]] = []
+        arrays: list[npt.NDArray[np.uint8]] = []
         answers: list[Answer | None] = []
         for images in requests:
             mine, bad = [], []
-            for at, data in enumerate(images):
+            for at, image in enumerate(images):
                 try:
-                    image = decode(data, max_bytes=self.limits.max_bytes, max_pixels=self.limits.max_pixels)
-                    mine.append(to_array(image, self.predictor.preprocessing))
+                    mine += [image] if isinstance(image, np.ndarray) else self._crop(image)
                 except ImageError as error:
                     bad.append((at, error))
             answers.append(BadImages(bad) if bad else None)
@@ -149,6 +209,11 @@ class Service:
                 done += len(images)
         return [answer for answer in answers if answer is not None]
 
+    def _crop(self, image: bytes) -> list[npt.NDArray[np.uint8]]:
+        limits = self.limits
+        preprocessing = self.predictor.preprocessing
+        return cut(image, preprocessing, None, max_bytes=limits.max_bytes, max_pixels=limits.max_pixels).pixels
+
     def card(self) -> dict[str, Any]:
         """What is being served: the facts of the model card, and the limits."""
         bundle = self.predictor.bundle
@@ -158,8 +223,10 @@ class Service:
             "model_id": self.predictor.model_id,
             **{key: bundle.config[key] for key in keys if key in bundle.config},
             "engine": self.predictor.engine,
+            "detection": asdict(self._finder.settings) if "detect" in self.faces else None,
+            "max_error": self._acceptance.max_error if self._acceptance else None,
             "metrics": bundle.metrics,
-            "limits": {name: getattr(self.limits, name) for name in ("max_bytes", "max_images", "max_pixels")},
+            "limits": {name: getattr(self.limits, name) for name in LIMITS},
             "card": card.read_text(encoding="utf-8", errors="replace"),
         }
 

@@ -19,6 +19,12 @@ from fer_scale.verbs.serve.metrics import Snapshot, Tally, render
 from fer_scale.verbs.serve.service import Service, overloaded
 
 PAGE = Path(__file__).parent / "page"
+MEDIA_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
 
 Exchange = Callable[[Snapshot], Awaitable[Snapshot]]
 """A replica's counts to the sum over all replicas."""
@@ -45,7 +51,7 @@ def create_app(service: Service, exchange: Exchange | None = None, heartbeat: fl
         yield
         if beat is not None:
             beat.cancel()
-        service.batcher.close()
+        service.close()
 
     app = FastAPI(
         title="fer_scale",
@@ -53,6 +59,7 @@ def create_app(service: Service, exchange: Exchange | None = None, heartbeat: fl
         description=openapi.DESCRIPTION,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
         lifespan=lifespan,
     )
     _routes(app, service, total)
@@ -62,13 +69,15 @@ def create_app(service: Service, exchange: Exchange | None = None, heartbeat: fl
 def _routes(app: FastAPI, service: Service, total: Callable[[], Awaitable[Snapshot]]) -> None:
     card: dict[str, Any] = service.card()
 
-    @app.post("/v1/predict", responses=openapi.PREDICT, openapi_extra=openapi.body(service.limits), tags=["v1"])
+    asked = openapi.request(service.limits, service.faces)
+
+    @app.post("/v1/predict", responses=openapi.PREDICT, openapi_extra=asked, tags=["v1"])
     async def predict(request: Request) -> Response:
-        """Label one image (a raw body) or several (multipart/form-data), in order."""
+        """Label one image (a raw body) or several (multipart/form-data), in order, or the faces that are in them."""
         service.authorise(request)
         return _json(await service.predict(request))
 
-    @app.get("/v1/model", tags=["v1"])
+    @app.get("/v1/model", responses=openapi.GUARDED, tags=["v1"])
     async def model(request: Request) -> Response:
         """The model card: classes, preprocessing, figures, intended use, and the limits of a request."""
         service.authorise(request)
@@ -79,14 +88,14 @@ def _routes(app: FastAPI, service: Service, total: Callable[[], Awaitable[Snapsh
         """The process is alive."""
         return _json({"status": "ok"})
 
-    @app.get("/readyz", tags=["operation"])
+    @app.get("/readyz", responses=openapi.READY, tags=["operation"])
     async def readyz() -> Response:
         """The model is loaded and there is room for a request; 503 where there is none."""
         if service.batcher.full:
             raise overloaded()
         return _json({"status": "ready", "model_id": service.predictor.model_id})
 
-    @app.get("/metrics", tags=["operation"])
+    @app.get("/metrics", responses=openapi.GUARDED, response_class=PlainTextResponse, tags=["operation"])
     async def metrics(request: Request) -> Response:
         """Counts over all replicas as Prometheus text; those of the other replicas are up to a second old."""
         service.authorise(request)
@@ -99,10 +108,9 @@ def _routes(app: FastAPI, service: Service, total: Callable[[], Awaitable[Snapsh
         async def static() -> Response:
             return FileResponse(PAGE / name, media_type=media_type, headers={"Cache-Control": "no-cache"})
 
-    file("index.html", "text/html; charset=utf-8")
-    file("app.js", "text/javascript; charset=utf-8")
-    file("style.css", "text/css; charset=utf-8")
-    file("icon.svg", "image/svg+xml")
+    for page in sorted(PAGE.iterdir()):
+        if page.suffix in MEDIA_TYPES:
+            file(page.name, MEDIA_TYPES[page.suffix])
 
 
 async def _beat(total: Callable[[], Awaitable[Snapshot]], seconds: float) -> None:
