@@ -42,8 +42,9 @@ from fer_scale.cluster import connected
 from fer_scale.faces.store import Faces, Store
 from fer_scale.families import FAMILIES
 from fer_scale.learning import metrics
+from fer_scale.learning.batches import Batches
 from fer_scale.learning.configuration import Configuration
-from fer_scale.learning.loop import Batches, Learner, fit
+from fer_scale.learning.loop import Learner, fit
 from fer_scale.search.journal import read
 from fer_scale.search.space import suggest
 from fer_scale.verbs.tune import Pictures
