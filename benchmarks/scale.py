@@ -47,6 +47,8 @@ from fer_scale.cluster import connected
 from fer_scale.faces.images import Preprocessing
 from fer_scale.labelling import results
 from fer_scale.labelling.ledger import Ledger, Plan
+from fer_scale.labelling.merging import settle_view
+from fer_scale.labelling.parts import part_path
 from fer_scale.labelling.reading import Reader
 from fer_scale.labelling.sources import UNIT, Source
 from fer_scale.labelling.units import Unit
@@ -56,7 +58,16 @@ from fer_scale.verbs.label_crew import Row
 from fer_scale.verbs.label_stream import Job, Labeller, _listing, messages, row, worker_of
 
 RESULTS = Path(__file__).parent / "results/scale.json"
-PARTS = ("nodes-1", "nodes-2", "nodes-4", "blocks-1000", "blocks-10000", "waiting-1000", "driver-10000000")
+PARTS = (
+    "nodes-1",
+    "nodes-2",
+    "nodes-4",
+    "blocks-1000",
+    "blocks-10000",
+    "waiting-100",
+    "waiting-1000",
+    "driver-10000000",
+)
 ACTORS = 2
 """A node."""
 UNITS = 30
@@ -210,8 +221,9 @@ def driver(count: int, folder: Path) -> dict[str, Any]:
     source, out = Source.open(str(folder / "manifest"), uri_column="uri"), str(folder / "out")
     template = one_entry(folder / "one")
     found: dict[str, Any] = {"rows": count, "manifest_mib": size(folder / "manifest"), "peak_mib_before": peak()}
-    for what, where in (("labels", "labels"), ("ledger", "units")):
-        found[f"kib_of_{what}_a_unit"] = round(1024 * size(folder / "one/out/ledger" / where, 6), 1)
+    for name, what in (("labels", "labels"), ("notes", "units")):
+        found[f"kib_of_{name}_a_unit"] = round(1024 * size(folder / "one/out/ledger" / what, 6), 1)
+    found["rows_merged_a_second"] = merging(str(folder / "one/out"), template)
     found["seconds_to_open"], unit_images = timed(source.unit_images)
 
     ledger, held, sent, units = Ledger(out), [], 0, 0
@@ -263,6 +275,16 @@ def one_entry(folder: Path) -> dict[str, Any]:
     (unit,) = source.units(UNIT)
     worker = Worker(Sleeping(), str(folder / "out"), Reader(source.image_column, source.id_column), batch=UNIT)
     return worker.label(unit.published_as(unit.key))
+
+
+def merging(out: str, template: dict[str, Any], units: int = 200) -> int:
+    """Rows a second that become one file of OUT/labels, of as many parts as units."""
+    part = Path(part_path(out, "labels", template["part"])).read_bytes()
+    entries = [{**template, "key": f"{n:032x}", "part": f"{n:032x}"} for n in range(units)]
+    for entry in entries:
+        write_bytes(part_path(out, "labels", entry["part"]), part)
+    seconds, _ = timed(partial(settle_view, out, ["labels"], entries))
+    return round(units * UNIT / seconds)
 
 
 def timed(call: Callable[[], Any]) -> tuple[float, Any]:
