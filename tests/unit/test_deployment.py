@@ -134,6 +134,24 @@ def test_serve_takes_the_services_configuration() -> None:
     assert application.args["replicas"] < cpus, "a new version rolls in beside the old one"
 
 
+@pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20")
+def test_serve_takes_the_configuration_file(tmp_path: Path) -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    from fer_scale.errors import InputError
+    from fer_scale.verbs.serve.app import build
+
+    (document,) = documents(CLUSTER / "serve.yaml")
+    (application,) = ServeDeploySchema.model_validate(document).applications
+    (tmp_path / "token").write_text("0123456789abcdef")
+    args = {**application.args, "bundle": str(tmp_path), "token_file": str(tmp_path / "token")}
+    assert build(args)._bound_deployment._deployment_config.autoscaling_config.max_replicas == 8
+    assert build({**args, "replicas": 0})._bound_deployment._deployment_config.autoscaling_config.min_replicas == 0
+    for wrong in ({"replicas": 9}, {"max_replicas": 0}, {"threads": 0}, {"replica": 1}):
+        with pytest.raises(InputError):
+            build({**args, **wrong})
+
+
 def test_ray_up_takes_the_cluster() -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config
 

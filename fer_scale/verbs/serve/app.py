@@ -27,6 +27,9 @@ from fer_scale.verbs.serve.web import create_app
 ROOM = 32
 """Requests that a replica takes beyond `Limits.max_waiting`: health is answered, and refusals are its own."""
 
+SCALING = {"initial_replicas": 1, "target_ongoing_requests": 16, "upscale_delay_s": 5, "downscale_delay_s": 30}
+"""One replica more where each has over 16 requests at hand for 5 s, one less where fewer would do for 30 s."""
+
 
 @serve.deployment(
     ray_actor_options={"num_cpus": 1},
@@ -39,7 +42,7 @@ ROOM = 32
 class Endpoint:
     """One replica: the model, loaded once, behind the web application.
 
-    ONNX Runtime gets one thread: more cores are used by more replicas.
+    ONNX Runtime gets one thread: more cores are used by more replicas, or by more batches at the same time.
     """
 
     def __init__(
@@ -48,11 +51,13 @@ class Endpoint:
         limits: Limits,
         token_digest: str | None,
         acceptance: Acceptance | None,
+        threads: int,
         tally: "DeploymentHandle[Any]",
     ) -> None:
         self._tally = tally
         self._replica = serve.get_replica_context().replica_id.unique_id
-        self._service = Service(Predictor.load(bundle, engine="onnx", threads=1), limits, token_digest, acceptance)
+        predictor = Predictor.load(bundle, engine="onnx", threads=1)
+        self._service = Service(predictor, limits, token_digest, acceptance, threads)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return create_app(self._service, self._exchange)
@@ -67,13 +72,22 @@ def build(args: dict[str, Any]) -> Application:
 
     Args:
         args: ``bundle`` (a path, local or s3://, that every node can read), and optionally ``replicas`` (1),
-            ``token_file``, ``max_error`` (see `learning.acceptance`) and the fields of `Limits`; values may be text,
-            as `serve run` gives them.
+            ``max_replicas`` (as many are added under load, and taken away again; ``replicas`` may then be 0),
+            ``threads`` (1; batches that a replica computes at the same time, a CPU each), ``token_file``, ``max_error``
+            (see `learning.acceptance`) and the fields of `Limits`; values may be text, as `serve run` gives them.
 
     Raises:
         InputError: an argument is missing, unknown or of no use.
     """
-    known = {"bundle", "replicas", "token_file", "max_error", *(field.name for field in fields(Limits))}
+    known = {
+        "bundle",
+        "replicas",
+        "max_replicas",
+        "threads",
+        "token_file",
+        "max_error",
+        *(field.name for field in fields(Limits)),
+    }
     unknown = sorted(set(args) - known)
     if unknown or not args.get("bundle"):
         raise InputError(
@@ -84,26 +98,33 @@ def build(args: dict[str, Any]) -> Application:
     limits = Limits(
         **{field.name: _whole(field.name, args[field.name]) for field in fields(Limits) if field.name in args}
     )
-    replicas = _whole("replicas", args.get("replicas", 1))
-    if replicas < 1:
-        raise InputError(f"replicas={replicas}", "at least 1", "raise it")
+    threads = _whole("threads", args.get("threads", 1), least=1)
+    replicas = _whole("replicas", args.get("replicas", 1), least=0 if "max_replicas" in args else 1)
+    most = _whole("max_replicas", args.get("max_replicas", replicas), least=max(1, replicas))
     bundle = storage.normal(str(args["bundle"]))
     token_digest = read_token(args["token_file"]) if args.get("token_file") else None
     acceptance = promise(Bundle.load(bundle), _share(args["max_error"])) if args.get("max_error") else None
     deployment = Endpoint.options(  # type: ignore[attr-defined]
-        num_replicas=replicas,
+        num_replicas=replicas if "max_replicas" not in args else None,
+        autoscaling_config={**SCALING, "min_replicas": replicas, "max_replicas": most}
+        if "max_replicas" in args
+        else None,
+        ray_actor_options={"num_cpus": threads},
         max_ongoing_requests=limits.max_waiting + ROOM,
-        max_queued_requests=2 * limits.max_waiting * replicas,
+        max_queued_requests=2 * limits.max_waiting * most,
     )
-    app: Application = deployment.bind(bundle, limits, token_digest, acceptance, TallyDeployment.bind())  # type: ignore[attr-defined]
+    app: Application = deployment.bind(bundle, limits, token_digest, acceptance, threads, TallyDeployment.bind())  # type: ignore[attr-defined]
     return app
 
 
-def _whole(name: str, value: Any) -> int:
+def _whole(name: str, value: Any, least: int | None = None) -> int:
     try:
-        return int(value)
+        number = int(value)
     except (TypeError, ValueError):
         raise InputError(f"{name}={value!r}", "a whole number", "correct it") from None
+    if least is not None and number < least:
+        raise InputError(f"{name}={number}", f"at least {least}", "raise it")
+    return number
 
 
 def _share(value: Any) -> float:

@@ -3,6 +3,7 @@
 import logging
 import time
 import uuid
+from collections.abc import Awaitable, Callable, Mapping
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
@@ -24,6 +25,10 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
+_ENCODED = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
+_NO_STORE = (b"cache-control", b"no-store")
+
+Handler = Callable[[Request], Awaitable[Response]]
 
 GONE = 499
 """Counted where the client left before its answer."""
@@ -32,10 +37,16 @@ logger = logging.getLogger("ray.serve")
 
 
 class Edge:
-    """An ASGI application around another."""
+    """An ASGI application around another.
 
-    def __init__(self, app: FastAPI, counts: Counts) -> None:
+    Args:
+        shortcuts: handlers by method and path that are called without FastAPI's routing, which would cost as much as
+            the rest of a small request; FastAPI describes them.
+    """
+
+    def __init__(self, app: FastAPI, counts: Counts, shortcuts: Mapping[tuple[str, str], Handler]) -> None:
         self._app = app
+        self._shortcuts = shortcuts
         self._counts = counts
         self._paths = {route.path for route in app.routes if hasattr(route, "path")}
         for kind in (Problem, HTTPException, ClientDisconnect, Exception):
@@ -46,8 +57,6 @@ class Edge:
             await self._app(scope, receive, send)
             return
         began = time.perf_counter()
-        request_id = str(uuid.uuid4())
-        scope.setdefault("state", {})["request_id"] = request_id
         status = GONE
 
         async def sending(message: Message) -> None:
@@ -55,18 +64,18 @@ class Edge:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 spent = 1000 * (time.perf_counter() - began)
-                extra = {**HEADERS, "Server-Timing": f"app;dur={spent:.1f}"}
-                given = {name.lower() for name, _ in message["headers"]}
-                if b"cache-control" not in given:
-                    extra["Cache-Control"] = "no-store"
-                message["headers"] = [
-                    *message["headers"],
-                    *((k.lower().encode(), v.encode()) for k, v in extra.items()),
-                ]
+                given = message["headers"]
+                headers = [*given, *_ENCODED, (b"server-timing", b"app;dur=%.1f" % spent)]
+                if not any(name == b"cache-control" for name, _ in given):
+                    headers.append(_NO_STORE)
+                message["headers"] = headers
             await send(message)
 
         try:
-            await self._app(scope, receive, sending)
+            if (handler := self._shortcuts.get((scope["method"], scope["path"]))) is None:
+                await self._app(scope, receive, sending)
+            else:
+                await _call(handler, scope, receive, sending)
         except Exception:  # its answer, a 500, is sent and logged already: `_handle`
             status = 500
             raise
@@ -77,10 +86,19 @@ class Edge:
                 self._counts.observe("fer_scale_request_seconds", time.perf_counter() - began, SECONDS)
 
 
+async def _call(handler: Handler, scope: Scope, receive: Receive, send: Send) -> None:
+    request = Request(scope, receive)
+    try:
+        response = await handler(request)
+    except Exception as error:  # as FastAPI would
+        response = await _handle(request, error)
+    await response(scope, receive, send)
+
+
 async def _handle(request: Request, error: Exception) -> Response:
-    request_id = request.state.request_id
     if isinstance(error, ClientDisconnect):  # in the midst of its body; nobody reads this
         return Response(status_code=GONE)
+    request_id = str(uuid.uuid4())
     if isinstance(error, HTTPException):
         detail = f"{request.method} {request.url.path}: {error.detail}"
         error = Problem(error.status_code, "http", detail, error.headers)

@@ -14,15 +14,8 @@ import shlex
 import sys
 from pathlib import Path
 
+from fer_scale.verbs.serve import direct
 from fer_scale.verbs.serve.problems import MEDIA_TYPE
-
-OWN_PROXY = {
-    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
-    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
-    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
-    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
-}
-"""What makes Ray Serve's own proxy quicker: the application never blocks its event loop, so it may share one."""
 
 _PROBLEM = {
     "type": "urn:fer-scale:problem:unavailable",
@@ -67,11 +60,14 @@ def environment(folder: Path, fallback_port: int) -> dict[str, str]:
     script.write_text(_SCRIPT.replace("{page}", str(page)).replace("{binary}", shlex.quote(get_haproxy_binary())))
     script.chmod(0o700)
     return {
+        **direct.COMMON,
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
+        # A prediction may be asked for twice: what a replica took and did not answer before it died goes to another.
+        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback_port),
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(script),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
@@ -79,5 +75,4 @@ def environment(folder: Path, fallback_port: int) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
     }

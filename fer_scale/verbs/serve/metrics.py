@@ -3,6 +3,8 @@
 import time
 from bisect import bisect_left
 from collections import defaultdict
+from functools import lru_cache
+from itertools import accumulate
 
 Key = tuple[str, str]
 """Name of a series and its labels, written as Prometheus writes them: ``route="/",code="200"``."""
@@ -32,6 +34,7 @@ KEPT = 256
 """Replicas whose last counts are kept, the gone ones included, so that sums do not fall."""
 
 
+@lru_cache(1024)
 def labels(**values: str) -> str:
     """Labels in Prometheus' text form, escaped."""
     escaped = {k: v.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n") for k, v in values.items()}
@@ -43,6 +46,7 @@ class Counts:
 
     def __init__(self) -> None:
         self._values: defaultdict[Key, float] = defaultdict(float)
+        self._histograms: dict[str, tuple[tuple[float, ...], list[int]]] = {}
 
     def add(self, name: str, by: float = 1, **by_labels: str) -> None:
         """Raise a counter."""
@@ -54,15 +58,19 @@ class Counts:
 
     def observe(self, name: str, value: float, bounds: tuple[float, ...]) -> None:
         """Add a value to a histogram."""
-        at = bisect_left(bounds, value)
-        for bound in (*bounds[at:], float("inf")):
-            self._values[f"{name}_bucket", f'le="{"+Inf" if bound == float("inf") else f"{bound:g}"}"'] += 1
+        if name not in self._histograms:
+            self._histograms[name] = (bounds, [0] * (len(bounds) + 1))
+        self._histograms[name][1][bisect_left(bounds, value)] += 1
         self._values[f"{name}_sum", ""] += value
-        self._values[f"{name}_count", ""] += 1
 
     def snapshot(self) -> Snapshot:
         """A copy that may leave the process."""
-        return dict(self._values)
+        values = dict(self._values)
+        for name, (bounds, found) in self._histograms.items():
+            for bound, count in zip((*bounds, "+Inf"), accumulate(found), strict=True):
+                values[f"{name}_bucket", f'le="{bound if bound == "+Inf" else f"{bound:g}"}"'] = count
+            values[f"{name}_count", ""] = sum(found)
+        return values
 
 
 class Tally:

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 
 from fer_scale import __version__
 from fer_scale.verbs.serve import openapi
-from fer_scale.verbs.serve.edge import Edge
+from fer_scale.verbs.serve.edge import Edge, Handler
 from fer_scale.verbs.serve.metrics import Snapshot, Tally, render
 from fer_scale.verbs.serve.service import Service, overloaded
 
@@ -62,11 +62,12 @@ def create_app(service: Service, exchange: Exchange | None = None, heartbeat: fl
         redirect_slashes=False,
         lifespan=lifespan,
     )
-    _routes(app, service, total)
-    return Edge(app, service.counts)
+    predict = _routes(app, service, total)
+    return Edge(app, service.counts, {("POST", "/v1/predict"): predict})
 
 
-def _routes(app: FastAPI, service: Service, total: Callable[[], Awaitable[Snapshot]]) -> None:
+def _routes(app: FastAPI, service: Service, total: Callable[[], Awaitable[Snapshot]]) -> Handler:
+    """Add all routes; gives the handler of POST /v1/predict."""
     card: dict[str, Any] = service.card()
 
     asked = openapi.request(service.limits, service.faces)
@@ -111,6 +112,7 @@ def _routes(app: FastAPI, service: Service, total: Callable[[], Awaitable[Snapsh
     for page in sorted(PAGE.iterdir()):
         if page.suffix in MEDIA_TYPES:
             file(page.name, MEDIA_TYPES[page.suffix])
+    return predict
 
 
 async def _beat(total: Callable[[], Awaitable[Snapshot]], seconds: float) -> None:
