@@ -10,7 +10,9 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,16 +44,15 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    bundle = write_bundle(tmp_path_factory.mktemp("serve") / "bundle")
+@contextmanager
+def started(bundle: Path, *options: str, **environment: str) -> Iterator[Server]:
     port = free_port()
     process = subprocess.Popen(
-        [*COMMAND, str(bundle), "--port", str(port), "--json"],
+        [*COMMAND, str(bundle), "--port", str(port), "--json", *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "RAY_ADDRESS": "local"},
+        env={**os.environ, "RAY_ADDRESS": "local", **environment},
     )
     url, said = f"http://127.0.0.1:{port}", []
     for line in process.stderr:
@@ -70,6 +71,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 raise
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with started(write_bundle(tmp_path_factory.mktemp("serve") / "bundle")) as server:
+        yield server
 
 
 def test_answers_as_the_predictor_does(server: Server) -> None:
@@ -125,18 +132,21 @@ def test_page_health_and_metrics(server: Server) -> None:
     assert "\nfer_scale_replicas 1\n" in metrics
 
 
-def test_only_loopback_reaches_the_endpoint(server: Server) -> None:
+def listening(server: Server) -> list[tuple[psutil.Process, str]]:
+    """Who listens on the endpoint's port, and HAProxy wherever it does; on which interface."""
     port = int(server.url.rpartition(":")[2])
-    processes = psutil.Process(server.process.pid).children(recursive=True)
-    listening = [
-        (process.name(), connection.laddr)
-        for process in processes
+    return [
+        (process, connection.laddr.ip)
+        for process in psutil.Process(server.process.pid).children(recursive=True)
         for connection in process.net_connections("tcp")
         if connection.status == psutil.CONN_LISTEN and (process.name() == "haproxy" or connection.laddr.port == port)
     ]
-    assert listening
-    assert {address.ip for _, address in listening} == {"127.0.0.1"}
-    assert ("haproxy" in {name for name, _ in listening}) == haproxy.available()
+
+
+def test_only_loopback_reaches_the_endpoint(server: Server) -> None:
+    found = listening(server)
+    assert {interface for _, interface in found} == {"127.0.0.1"}
+    assert ("haproxy" in {process.name() for process, _ in found}) == haproxy.available()
 
 
 def test_a_port_in_use_is_one_clear_line(server: Server) -> None:
@@ -157,3 +167,21 @@ def test_sigterm_ends_it_and_all_its_processes(server: Server) -> None:
     assert json.loads(out.splitlines()[-1])["url"] == server.url
     _, alive = psutil.wait_procs(children, timeout=20)
     assert [process.name() for process in alive] == []
+
+
+def test_without_haproxy_one_replica_listens_and_another_follows_when_it_dies(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "bundle")
+    with started(bundle, "--replicas", "2", RAY_SERVE_ENABLE_HA_PROXY="0") as server:
+        ((replica, interface),) = listening(server)
+        assert interface == "127.0.0.1"
+        assert "ServeReplica" in " ".join(replica.cmdline())
+        with httpx.Client(base_url=server.url, timeout=30) as client:
+            assert client.post("/v1/predict", content=picture(0)).status_code == 200
+        replica.kill()
+        replica.wait()
+        until = time.monotonic() + 60
+        while not (found := listening(server)):
+            assert time.monotonic() < until
+            time.sleep(0.2)
+        assert found[0][0].pid != replica.pid
+        assert httpx.post(f"{server.url}/v1/predict", content=picture(0), timeout=30).status_code == 200
