@@ -71,9 +71,10 @@ def answered(models: list[str], model: str) -> None:
 
 
 def replicas() -> int:
+    """Those that start or end included."""
     from ray import serve
 
-    return serve.status().applications[APPLICATION].deployments["Endpoint"].replica_states.get("RUNNING", 0)
+    return sum(serve.status().applications[APPLICATION].deployments["Endpoint"].replica_states.values())
 
 
 def test_a_bundle_rolls_in_and_back_without_a_failed_request(running: Running, bundles: list[Path]) -> None:

@@ -3,8 +3,8 @@
 As Ray configures it, HAProxy publishes its metrics (port 9101) and a page of statistics (8404) on every
 network interface, leaves an admin socket that every local user may write to, and answers 500 where no replica
 answers. Ray has no setting for these, but starts the binary that RAY_SERVE_HAPROXY_BINARY_PATH names: a
-script of ours, which takes the two ports away, closes the socket, makes that answer a 503 with Retry-After,
-and becomes HAProxy.
+script of ours, which takes the two ports away, closes the socket, makes that answer a 503 with Retry-After, has
+requests read as a whole (only then can they be sent to another replica when theirs dies), and becomes HAProxy.
 """
 
 import importlib.util
@@ -32,7 +32,7 @@ for argument; do
   before=$argument
 done
 sed -i -e '/^frontend prometheus/,/^ *no log/d' -e '/^listen stats/,$d' -e '/^ *log 127/d' \\
-  -e 's/^\\( *stats socket .*\\) mode 666 /\\1 mode 600 /' \\
+  -e 's/^\\( *stats socket .*\\) mode 666 /\\1 mode 600 /' -e 's/^defaults$/&\\n    option http-buffer-request/' \\
   -e 's#^\\( *errorfile [0-9]* \\).*#\\1{page}#' "$config"
 exec {binary} "$@"
 """
