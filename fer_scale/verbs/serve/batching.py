@@ -34,13 +34,12 @@ class _Waiting:
 
 
 class Batcher:
-    """Feeds one compute function, in order of arrival.
+    """Feeds one compute function, one batch at a time, in order of arrival.
 
     Args:
         compute: what answers a batch.
         max_images: images that share a batch; a request with more makes a batch of its own.
         max_waiting: requests that wait or are computed; further ones are refused.
-        threads: batches that are computed at the same time.
         observe: told the number of images of each batch.
     """
 
@@ -50,7 +49,6 @@ class Batcher:
         *,
         max_images: int,
         max_waiting: int,
-        threads: int = 1,
         observe: Callable[[int], None] | None = None,
     ) -> None:
         self._compute = compute
@@ -59,9 +57,8 @@ class Batcher:
         self._observe = observe
         self._queue: deque[_Waiting] = deque()
         self._inside = 0
-        self._workers: set[asyncio.Task[None] | None] = set()
-        self._most_workers = threads
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="engine")
+        self._worker: asyncio.Task[None] | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
 
     @property
     def waiting(self) -> int:
@@ -86,15 +83,15 @@ class Batcher:
         self._queue.append(waiting)
         self._inside += 1
         try:
-            if len(self._workers) < self._most_workers:
-                self._workers.add(asyncio.create_task(self._work()))
+            if self._worker is None:
+                self._worker = asyncio.create_task(self._work())
             return await waiting.answer
         finally:
             self._inside -= 1
 
     def close(self) -> None:
-        """Let the threads end; what is being computed is finished."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        """Let the thread end; what is being computed is finished."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _take(self) -> list[_Waiting]:
         """The next batch; requests whose client has gone are dropped unseen."""
@@ -118,7 +115,7 @@ class Batcher:
                     self._observe(sum(len(waiting.images) for waiting in batch))
                 answers: list[Answer]
                 try:
-                    answers = await loop.run_in_executor(self._threads, self._compute, [w.images for w in batch])
+                    answers = await loop.run_in_executor(self._thread, self._compute, [w.images for w in batch])
                 except Exception as error:  # a fault of the engine: each request's answer, not the queue's end
                     answers = [error] * len(batch)
                 for waiting, answer in zip(batch, answers, strict=True):
@@ -129,4 +126,4 @@ class Batcher:
                     else:
                         waiting.answer.set_result(answer)
         finally:
-            self._workers.discard(asyncio.current_task())
+            self._worker = None

@@ -51,7 +51,6 @@ class Service:
         limits: Limits,
         token_digest: str | None = None,
         acceptance: Acceptance | None = None,
-        threads: int = 1,
     ) -> None:
         self.predictor = predictor
         self.limits = limits
@@ -60,7 +59,6 @@ class Service:
             self._compute,
             max_images=BATCH_IMAGES,
             max_waiting=limits.max_waiting,
-            threads=threads,
             observe=lambda n: self.counts.observe("fer_scale_batch_images", n, IMAGES),
         )
         self._finder = Finder(predictor.preprocessing, limits)

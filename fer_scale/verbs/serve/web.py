@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from starlette.types import ASGIApp
 from fer_scale import __version__
 from fer_scale.verbs.serve import openapi
 from fer_scale.verbs.serve.edge import Edge, Handler
+from fer_scale.verbs.serve.listening import listening
 from fer_scale.verbs.serve.metrics import Snapshot, Tally, render
 from fer_scale.verbs.serve.service import Service, overloaded
 
@@ -32,12 +33,18 @@ Exchange = Callable[[Snapshot], Awaitable[Snapshot]]
 logger = logging.getLogger("ray.serve")
 
 
-def create_app(service: Service, exchange: Exchange | None = None, heartbeat: float = 1.0) -> ASGIApp:
+def create_app(
+    service: Service,
+    exchange: Exchange | None = None,
+    heartbeat: float = 1.0,
+    address: tuple[str, int] | None = None,
+) -> ASGIApp:
     """The whole endpoint over a loaded model.
 
     Args:
         exchange: gives the sum of all replicas' counts for this one's; None where there is one process only.
         heartbeat: seconds between two hand-ins of this replica's counts.
+        address: host and port to listen on while it lives; None leaves that to whoever runs it.
     """
 
     async def total() -> Snapshot:
@@ -48,7 +55,8 @@ def create_app(service: Service, exchange: Exchange | None = None, heartbeat: fl
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         beat = asyncio.create_task(_beat(total, heartbeat)) if exchange is not None else None
-        yield
+        async with listening(edge, *address) if address else nullcontext():
+            yield
         if beat is not None:
             beat.cancel()
         service.close()
@@ -63,7 +71,8 @@ def create_app(service: Service, exchange: Exchange | None = None, heartbeat: fl
         lifespan=lifespan,
     )
     predict = _routes(app, service, total)
-    return Edge(app, service.counts, {("POST", "/v1/predict"): predict})
+    edge = Edge(app, service.counts, {("POST", "/v1/predict"): predict})
+    return edge
 
 
 def _routes(app: FastAPI, service: Service, total: Callable[[], Awaitable[Snapshot]]) -> Handler:
