@@ -81,6 +81,7 @@ class Search:
         self._again: list[tuple[int, Fit]] = []
         self._attempts: dict[int, int] = {}
         self._paces: deque[float] = deque(maxlen=20)
+        self._lost: list[float] = []
         self._written = (0.0, 0.0)
         self._warned = False
 
@@ -167,6 +168,8 @@ class Search:
     def _put(self, fit: Fit, result: Mapping[str, Any]) -> None:
         self._policy.ends(fit.trial, fit.rung, result.get("accuracy"), fit.confirm)
         rows.take_in(self._rows[fit.trial], fit, result, self.rungs)
+        if "seconds" in result:  # between the choice of a fit and its first line, and from its last to here
+            self._lost.append(result["ended"] - result["started"] - result["seconds"])
 
     def end(self, number: int, result: Mapping[str, Any]) -> None:
         """A fit ended; from here on it is on record.
@@ -181,7 +184,8 @@ class Search:
         if result.get("died") and self._attempts[number] < ATTEMPTS:
             self._again.append((number, fit))
             return
-        kept = {key: result[key] for key in (*rows.OF_FIT, "compute_seconds", "share", "reason") if key in result}
+        known = (*rows.OF_FIT, "compute_seconds", "share", "seconds", "reason")
+        kept = {key: result[key] for key in known if key in result}
         kept |= {"started": started, "ended": time.time(), "top": fit.rung >= self.rungs.count}
         if kept.get("share", 0) >= 1 and kept["compute_seconds"]:
             self._paces.append((kept["ended"] - started) / kept["compute_seconds"])
@@ -243,6 +247,7 @@ class Search:
 
     def _facts(self) -> dict[str, Any]:
         return {
+            "lost_seconds_a_fit": round(statistics.median(self._lost), 2) if self._lost else None,
             "store": self._store.path,
             "fingerprint": self._store.fingerprint,
             "seed": self._settings["seed"],

@@ -74,6 +74,7 @@ class Climber(ray.tune.Trainable):
     def step(self) -> dict[str, Any]:
         """The fit; whatever goes wrong becomes the reason in the trial's row."""
         trial: Trial | None = None
+        began = time.time()
         try:
             configuration = Configuration.from_dict(self._config["configuration"])
             train, val = (self._faces(split, configuration.preprocessing) for split in ("train", "val"))
@@ -81,7 +82,7 @@ class Climber(ray.tune.Trainable):
             trial = Trial(configuration, self._num_classes, train, val, compute=compute, seed=seed, device=self._device)
             trial.measure()
             share = trial.run(self._config["deadline"])
-            return {**trial.score(), "share": share, "done": True}
+            return {**trial.score(), "share": share, "seconds": time.time() - began, "done": True}
         except (FerScaleError, RuntimeError, MemoryError, ValueError) as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
             return {"reason": reason, "done": True, **(trial.facts() if trial else {})}

@@ -64,7 +64,10 @@ def test_a_search_leaves_a_row_a_trial_and_a_leaderboard(searched: tuple[Path, d
         assert row["compute_seconds"] > 0
         assert row["accuracy_low"] <= row["accuracy"] <= row["accuracy_high"]
         assert Configuration.from_dict(json.loads(row["configuration"])).recipe.batch_size == 32
-    board = json.loads((out / "leaderboard.json").read_text())["trials"]
+    told = json.loads((out / "leaderboard.json").read_text())
+    assert 0 <= told["lost_seconds_a_fit"] < 60
+    board = told["trials"]
+    assert board[0]["images_per_second"] > 10
     assert {row["trial_id"] for row in board} == {row["trial_id"] for row in rows}
     assert result["best"]["trial_id"] == board[0]["trial_id"]
     assert "<svg" in (out / "report.html").read_text()

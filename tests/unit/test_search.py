@@ -21,6 +21,8 @@ from fer_scale.faces.sample import draw
 from fer_scale.faces.store import Store
 from fer_scale.families import FAMILIES
 from fer_scale.learning.configuration import Configuration
+from fer_scale.search import price
+from fer_scale.search import study as study_module
 from fer_scale.search.journal import Journal, read
 from fer_scale.search.ladder import Choice, Policy, Rungs
 from fer_scale.search.record import Search
@@ -306,7 +308,8 @@ class TestRecord:
             fits.append(fit)
         return fits
 
-    def test_rows_say_how_trials_ended(self, tmp_path: Path, store: Store) -> None:
+    def test_rows_say_how_trials_ended(self, tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(price, "LEADERS", 1)  # an export takes seconds
         with self.open(tmp_path / "s", store, max_trials=4, price_per_hour=2.0) as search:
             fits = self.play(search)
             done = search.finish()
@@ -396,6 +399,26 @@ class TestRecord:
             self.play(again)
             assert again.table()["accuracy"].to_pylist()[0] == pytest.approx(0.25 + 0.1)
             assert again.table()["trial_id"].to_pylist() == [0, 1, 2, 3]
+
+
+def test_the_sampler_forgets_all_but_the_best_and_the_latest_and_still_knows_what_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study_module, "REMEMBERED", 10)
+    asked = study(tmp_path, ["cnn1"])
+    running = [asked.new() for _ in range(8)]
+    for at in range(60):
+        number, fit = running.pop(0)
+        asked.end(number, fit, result(0.9 if at == 7 else at / 100))
+        running.append(asked.new())
+    known = asked._memory.get_trials()
+    assert sum(trial.state == optuna.trial.TrialState.RUNNING for trial in known) == 8
+    ended = [trial.value for trial in known if trial.state == optuna.trial.TrialState.PRUNED]
+    assert 10 <= len(ended) < 20
+    assert {0.9, 0.59} <= set(ended)
+    for number, fit in running:
+        asked.end(number, fit, result(0.5))
+    assert not any(trial.state == optuna.trial.TrialState.RUNNING for trial in asked._memory.get_trials())
 
 
 def test_the_journal_opens_in_optuna(tmp_path: Path, store: Store) -> None:
