@@ -34,8 +34,7 @@ def accuracy_against_compute(trials: Rows, families: Sequence[str]) -> Markup:
             axes.errorbar(x, y, [below, above], fmt="none", ecolor=shade, elinewidth=0.9, alpha=0.45)
             axes.scatter(x, y, s=28, marker=MARKERS[index % 8], color=shade, label=family, linewidths=0, zorder=3)
         percent_axis(axes.yaxis)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+        _logarithmic(axes.xaxis)
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handletextpad=0.2)
     return drawing.svg
 
@@ -110,15 +109,20 @@ def accuracy_against_price(trials: Rows, front: Rows, families: Sequence[str]) -
             marker, shade = MARKERS[index % 8], colour(index)
             axes.scatter(at, values, s=44, marker=marker, color=shade, label=family, edgecolors=edges, zorder=3)
         percent_axis(axes.yaxis)
-        for set_formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-            set_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if _leads(value) else ""))
+        _logarithmic(axes.xaxis)
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handletextpad=0.2)
     return drawing.svg
 
 
-def _leads(value: float) -> bool:
-    """Whether a tick begins with 1, 2 or 5: all would run into each other."""
-    return value > 0 and round(value / 10 ** math.floor(math.log10(value) + 1e-9)) in (1, 2, 5)
+def _logarithmic(axis: Any) -> None:
+    """Numbers at the ticks that begin with 1, 2 or 5: all would run into each other."""
+
+    def text(value: float, _: Any) -> str:
+        leads = value > 0 and round(value / 10 ** math.floor(math.log10(value) + 1e-9)) in (1, 2, 5)
+        return (f"{value:,.0f}" if value >= 1 else f"{value:g}") if leads else ""
+
+    axis.set_major_formatter(FuncFormatter(text))
+    axis.set_minor_formatter(FuncFormatter(text))
 
 
 def importances(shares: Mapping[str, float]) -> Markup:
