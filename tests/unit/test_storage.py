@@ -65,6 +65,21 @@ def test_write_read_list_delete(root: str) -> None:
     storage.delete(storage.join(root, "nothing"))
 
 
+def test_a_large_file_is_there_when_the_block_ends_and_not_when_it_fails(root: str) -> None:
+    path = storage.join(root, "folder", "large")
+    for text in ("first", "second"):
+        with storage.writing(path) as local:
+            Path(local).write_text(text)
+            assert storage.exists(path) == (text == "second")
+        assert storage.read_bytes(path) == text.encode()
+    with pytest.raises(ZeroDivisionError), storage.writing(path) as local:
+        Path(local).write_text("third")
+        raise ZeroDivisionError
+    assert storage.read_bytes(path) == b"second"
+    assert below(root) == ["folder/large"]
+    assert not Path(local).exists()
+
+
 def test_what_is_missing(root: str) -> None:
     missing = storage.join(root, "missing")
     assert not storage.exists(missing)
