@@ -131,5 +131,5 @@ class FolderSource:
 
 
 def utf8(name: str) -> str:
-    """A file's name as text that Parquet can hold: bytes that are no UTF-8 become the replacement sign."""
-    return os.fsencode(name).decode("utf-8", "replace")
+    """A file's name as text that Parquet can hold: bytes that are no UTF-8 are written as \\xNN."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -108,7 +108,8 @@ class ParquetSource:
                 read = _reader_of(file.schema_arrow.field(columns.image).type) or _bytes_of
                 for batch in self._batches(name, file, _batch_rows(file), self._wanted):
                     for cells in batch.to_pylist():
-                        given = "" if columns.id is None else _text(cells[columns.id])
+                        value = None if columns.id is None else cells[columns.id]
+                        given = "" if value is None else str(value)
                         payload = read(cells[columns.image], folder)
                         yield Record(
                             id=given or f"{name}#{row}",
@@ -238,9 +239,7 @@ class CsvSource:
             split: int | None = self._find(header, columns.split, None, None, name)
         else:
             split = next((i for i, cell in enumerate(header) if cell.lower() == "usage"), None)
-        for number, row in enumerate(rows):
-            if not row:
-                continue
+        for number, row in enumerate(row for row in rows if row):
             cells = row + [""] * (len(header) - len(row))
             given = cells[label].strip()
             if numbered and given.isdecimal() and int(given) < len(FER2013_LABELS):

@@ -4,6 +4,7 @@ import csv
 import fnmatch
 import tarfile
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -13,7 +14,8 @@ import pyarrow as pa
 
 from fer_scale import storage
 from fer_scale.errors import InputError
-from fer_scale.faces.archives import TAR_ENDINGS, ZIP_ENDINGS
+from fer_scale.faces.archives import TAR_ENDINGS, ZIP_ENDINGS, clean
+from fer_scale.faces.folders import utf8
 from fer_scale.faces.sources import PARQUET_ENDINGS
 from fer_scale.labelling.manifests import URI, Manifest, columns
 from fer_scale.labelling.tables import NoColumnError, check_unique, csv_rows, open_parquet, picture_column
@@ -93,7 +95,7 @@ class Source:
             yield from stretches("", self._named(self.manifest), target)
             return
         root = self.path.rpartition("/")[0] if self.single else self.path.rstrip("/")
-        items = (Item(_text(name), name, file.size, file.version) for name, file in self._files())
+        items = (Item(utf8(name), name, file.size, file.version) for name, file in self._files())
         yield from stretches(f"{root}/", items, target)
 
     def _named(self, manifest: Manifest) -> Iterator[Item]:
@@ -190,9 +192,9 @@ class Source:
             tarfile.TarError,
             EOFError,
         ) as error:
-            units = [broken(file.path, file, _text(name), f"{type(error).__name__}: {error}"[:200])]
+            units = [broken(file.path, file, utf8(name), f"{type(error).__name__}: {error}"[:200])]
         except NoColumnError as error:
-            units = [broken(file.path, file, _text(name), str(error))]
+            units = [broken(file.path, file, utf8(name), str(error))]
         yield from units
 
     def _parquet(self, name: str, file: storage.FileInfo, target: int) -> list[Unit]:
@@ -203,23 +205,23 @@ class Source:
         for rows in groups:
             if rows >= 2 * target:  # within a row group all rows before must be read over
                 if stop > start:
-                    units.append(Unit("parquet", file.path, _text(name), file.version, start, stop))
+                    units.append(Unit("parquet", file.path, utf8(name), file.version, start, stop))
                 for low, high in ranges(rows, max(target, rows // SLICES)):
-                    units.append(Unit("parquet", file.path, _text(name), file.version, stop + low, stop + high))
+                    units.append(Unit("parquet", file.path, utf8(name), file.version, stop + low, stop + high))
                 start = stop = stop + rows
                 continue
             stop += rows
             if stop - start >= target:
-                units.append(Unit("parquet", file.path, _text(name), file.version, start, stop))
+                units.append(Unit("parquet", file.path, utf8(name), file.version, start, stop))
                 start = stop
         if stop > start:
-            units.append(Unit("parquet", file.path, _text(name), file.version, start, stop))
+            units.append(Unit("parquet", file.path, utf8(name), file.version, start, stop))
         return units
 
     def _csv(self, name: str, file: storage.FileInfo, target: int) -> list[Unit]:
         total = sum(1 for _ in csv_rows(file.path, self.image_column, self.id_column))
         length = max(target, total // SLICES)
-        return [Unit("csv", file.path, _text(name), file.version, *span) for span in ranges(total, length)]
+        return [Unit("csv", file.path, utf8(name), file.version, *span) for span in ranges(total, length)]
 
     def _zip(self, name: str, file: storage.FileInfo, target: int) -> list[Unit]:
         with storage.open_input(file.path) as data, zipfile.ZipFile(data) as archive:
@@ -239,12 +241,14 @@ class Source:
         return self._members("stream", name, file, list(members.values()), max(target, len(members) // SLICES))
 
     def _members(self, kind: Any, name: str, file: storage.FileInfo, members: list[Item], target: int) -> list[Unit]:
-        prefix = "" if self.single else f"{_text(name)}/"
+        prefix = "" if self.single else f"{utf8(name)}/"
         if self._chooses_within(name):
             members = [m for m in members if any(_matches(n, self.include) for n in (m.name, prefix + m.name))]
-        items = [Item(prefix + _text(m.name), m.name, m.size, m.version) for m in members]
+        plain = Counter(clean(m.name) for m in members)  # two that differ in what a plain path leaves out keep it
+        names = [clean(m.name) if plain[clean(m.name)] == 1 else m.name for m in members]
+        items = [Item(prefix + utf8(n), m.name, m.size, m.version) for n, m in zip(names, members, strict=True)]
         return [
-            Unit(kind, file.path, _text(name), file.version, low, high, tuple(items[low:high]))
+            Unit(kind, file.path, utf8(name), file.version, low, high, tuple(items[low:high]))
             for low, high in ranges(len(items), target)
         ]
 
@@ -296,8 +300,3 @@ def _hidden(name: str) -> bool:
 def _matches(name: str, pattern: str | None) -> bool:
     names = (name, name.rpartition("/")[2])
     return pattern is None or any(fnmatch.fnmatchcase(each, pattern) for each in names)
-
-
-def _text(name: str) -> str:
-    """A name as text: bytes that are no UTF-8 are written as \\xNN."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
