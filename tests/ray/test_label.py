@@ -124,7 +124,7 @@ def test_photographs(session: None, bundle: Path, tmp_path: Path) -> None:
     assert sum(summary["labels"].values()) == 4
     assert json.loads((out / "run.json").read_text())["settings"]["faces"]["margin"] == 0.05
     report = (out / "report.html").read_text()
-    assert report.count('class="box"') == 4
+    assert report.count('class="box') == 4
     assert label(bundle, root, out, faces="detect")["new"] == 0
     with pytest.raises(InputError, match="faces None, where the run"):
         label(bundle, root, out)
