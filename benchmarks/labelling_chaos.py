@@ -13,6 +13,7 @@ times: it may run on a machine that does other things.
 """
 
 import argparse
+import multiprocessing
 import os
 import random
 import shutil
@@ -27,12 +28,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import numpy as np
 import psutil
 import pyarrow.parquet as pq
 from pieces import ROOT, Pieces
 
 from cluster.local import cluster
-from fer_scale.faces import sample
+from fer_scale.faces.images import encode_png
 
 KINDS = ("driver",) * 4 + ("actor",) * 3 + ("node",) * 3
 """Of a round."""
@@ -110,30 +112,49 @@ def broken(words: list[str], out: Path, key: str, raylets: list[int], whole: Pat
     return found | {"of": units, "same": same, "labels": len(rows(out)[0]), "errors": len(rows(out)[1])}
 
 
+def pictures(folder: Path, count: int) -> None:
+    """So many of noise, and some files that are none."""
+    folder.mkdir()
+    draw = np.random.default_rng(0)
+    for number in range(count):
+        pixels = draw.integers(0, 256, (48, 48), dtype=np.uint8)
+        (folder / f"{number:06d}.png").write_bytes(encode_png(pixels))
+    for name, data in BAD.items():
+        (folder / name).write_bytes(data)
+
+
+def play(number: int, bundle: Path, work: Path) -> None:
+    """What is left of a round."""
+    pieces = Pieces("labelling_chaos")
+    faces, whole, out = (work / name for name in ("faces", "whole", "out"))
+    kinds = random.Random(number).sample(KINDS, len(KINDS))
+    keys = [f"{number}-{at}-{kind}" for at, kind in enumerate(kinds)]
+    left = [key for key in keys if key not in pieces.found]
+    if not left:
+        return
+    words = command(bundle, faces, out)
+    with cluster(NODES, 1, 0) as raylets:
+        if not whole.exists():
+            run(command(bundle, faces, whole))
+        for key in left:
+            pieces.piece(key, lambda key=key: broken(words, out, key, raylets, whole))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--images", type=int, default=6000)
+    parser.add_argument("--images", type=int, default=4000)
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
-    pieces = Pieces("labelling_chaos")
     with tempfile.TemporaryDirectory(prefix="fs-chaos-") as work:
-        faces, whole, out = (Path(work, name) for name in ("faces", "whole", "out"))
-        sample.draw(faces, given.images, seed=0)
-        for name, data in BAD.items():
-            (faces / name).write_bytes(data)
-        for number in range(given.rounds):
-            kinds = random.Random(number).sample(KINDS, len(KINDS))
-            keys = [f"{number}-{at}-{kind}" for at, kind in enumerate(kinds)]
-            left = [key for key in keys if key not in pieces.found]
-            if not left:
-                continue
-            with cluster(NODES, 1, 0) as raylets:
-                if not whole.exists():
-                    run(command(given.bundle, faces, whole))
-                for key in left:
-                    words = command(given.bundle, faces, out)
-                    pieces.piece(key, lambda words=words, key=key: broken(words, out, key, raylets, whole))
+        pictures(Path(work, "faces"), given.images)
+        for number in range(given.rounds):  # in a process of its own, for Ray reads a cluster's token once a process
+            playing = multiprocessing.get_context("spawn").Process(target=play, args=(number, given.bundle, Path(work)))
+            playing.start()
+            playing.join()
+            if playing.exitcode:
+                raise SystemExit(playing.exitcode)
+    pieces = Pieces("labelling_chaos")
     found = list(pieces.found.values())
     print(f"{sum(one['killed'] for one in found)} kills, {sum(one['same'] for one in found)} ended as the unbroken run")
     for kind in sorted(set(KINDS)):
