@@ -168,6 +168,7 @@ def test_a_dropped_picture_is_read(page: Page) -> None:
     transfer = page.evaluate_handle(
         """async () => {
             const canvas = document.createElement("canvas");
+            canvas.width = canvas.height = 48; // no photograph, so it is read as one face
             const blob = await new Promise((done) => canvas.toBlob(done));
             const transfer = new DataTransfer();
             transfer.items.add(new File([blob], "drawn.png", { type: "image/png" }));
