@@ -30,10 +30,11 @@ def table(found: dict[str, Any]) -> str:
             cost = f"{one['driver_cpu_milliseconds_an_answer']:.1f} ms of the driver's CPU an answer"
             rows.append((f"actors at work: {count:,}", cost, ""))
     if one := found.get("driver-10000000"):
-        listing, again = one["cpu_seconds_listing_and_entering"], one["seconds_finding_nothing_to_do"]
+        listing, again = one["cpu_seconds_listing_and_entering"], one.get("cpu_seconds_finding_nothing_to_do")
         sent = f"{one['units']:,} units, {one['kib_sent_a_unit']:.0f} KiB sent for each"
         rows.append(("rows: 10,000,000 listed and entered", f"{listing:,.0f} s of one core", sent))
-        rows.append(("read back, nothing to do", f"{again:,.0f} s", f"ledger {one['ledger_mib']} MiB"))
+        nothing = f"{again:,.0f} s of one core" if again else "no more than that"
+        rows.append(("read back, nothing to do", nothing, f"ledger {one['ledger_mib']} MiB"))
         kib = f"{one['kib_of_labels_a_unit']:.0f} and {one['kib_of_notes_a_unit']:.0f} KiB"
         rows.append(("labels and notes of a unit of 1,024", kib, ""))
         rows.append(
