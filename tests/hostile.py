@@ -58,6 +58,12 @@ def _strips() -> bytes:
     return tiff([*fields, (278, 4, 1, 1), (273, 4, many, 8), (279, 4, many, 8)], struct.pack("<I", 1) * many)
 
 
+def _fax() -> bytes:
+    lines = np.random.default_rng(0).integers(0, 256, 200_000, dtype=np.uint8).tobytes()
+    fields = [(256, 4, 1, 30), (257, 4, 1, 1_000_000), (258, 3, 1, 1), (259, 3, 1, 3), (262, 3, 1, 0), (277, 3, 1, 1)]
+    return tiff([*fields, (278, 4, 1, 1_000_000), (273, 4, 1, 8), (279, 4, 1, len(lines))], lines)
+
+
 def _scans() -> bytes:
     data = encoded(Image.new("L", (ROWS, ROWS), 7), "JPEG", progressive=True)
     last = data.rfind(b"\xff\xda")
@@ -93,6 +99,7 @@ _MAKERS = {
     "see-through": lambda: _large(ROWS, see_through=True),
     "tiff strips": _strips,
     "tiff values": lambda: tiff([(256, 4, 1, 10), (257, 4, 1, 10), (258, 3, 15_000_000, 8)], b"\xff\x7f" * 15_000_000),
+    "tiff fax": _fax,
     "gif comments": lambda: _gif(b"\x21\xfe\1x\0" * 6_000_000),
     "gif comment": lambda: _gif(b"\x21\xfe" + b"\1x" * 15_000_000 + b"\0"),
     "gif junk": lambda: _gif(bytes(30_000_000)),

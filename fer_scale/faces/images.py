@@ -24,6 +24,8 @@ PREPROCESSING_VERSION = 1
 
 MAX_BYTES = 32 * 2**20
 MAX_PIXELS = 40_000_000
+MAX_SIDE = 65_535
+"""Pixels, as in a JPEG: of a fax with a million rows libtiff complains a million times, which fills a disk with logs."""
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
 SMALL_PIXELS = 2**20
@@ -150,6 +152,8 @@ def decode(data: bytes, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIX
             width, height = image.size
             if width * height > max_pixels:
                 raise ImageError("too_large", f"{width}x{height} pixels; the limit is {max_pixels:,}")
+            if max(width, height) > MAX_SIDE:
+                raise ImageError("too_large", f"{width}x{height} pixels; the limit of a side is {MAX_SIDE:,}")
             if not width or not height:
                 raise ImageError("empty", f"{width}x{height} pixels")
             with _room.take(min(width * height, ROOM_PIXELS)):
