@@ -25,7 +25,7 @@ PREPROCESSING_VERSION = 1
 MAX_BYTES = 32 * 2**20
 MAX_PIXELS = 40_000_000
 MAX_SIDE = 65_535
-"""Pixels, as in a JPEG: of a fax with a million rows libtiff complains a million times, which fills a disk with logs."""
+"""Pixels, as in a JPEG: of a fax with a million rows libtiff complains a million times, which fills disks with logs."""
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
 SMALL_PIXELS = 2**20
