@@ -37,6 +37,7 @@ def table(found: dict[str, Any]) -> str:
         rows.append(("read back, nothing to do", nothing, f"ledger {one['ledger_mib']} MiB"))
         kib = f"{one['kib_of_labels_a_unit']:.0f} and {one['kib_of_notes_a_unit']:.0f} KiB"
         rows.append(("labels and notes of a unit of 1,024", kib, ""))
+        rows.append(("merged into large files", f"{one['rows_merged_a_second']:,} rows a second", "from a local disk"))
         rows.append(
             ("peak memory", f"{one['peak_mib']:,.0f} MiB", f"{one['peak_mib_before']:,.0f} before the first row")
         )
