@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -19,11 +20,13 @@ import pytest
 from PIL import Image
 
 from fer_scale.cluster import Cluster, connected
-from fer_scale.errors import InputError
+from fer_scale.errors import FerScaleError, InputError
 from fer_scale.faces.images import Preprocessing, prepare
 from fer_scale.predictor import Predictor
+from fer_scale.verbs import label_crew
 from fer_scale.verbs.certify import certify
 from fer_scale.verbs.label import crew, label
+from fer_scale.verbs.label_crew import Ahead, Crew
 from tests import hostile, photographs
 from tests.bundles import write_bundle
 
@@ -249,6 +252,36 @@ def test_a_dry_run_quotes_the_run_that_follows_and_writes_nothing(
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
     (root / "new.png").unlink()
     assert label(bundle, root, out, dry_run=True)["to_label"] == 0
+
+
+def test_an_actor_that_dies_is_replaced_and_a_unit_that_kills_them_is_named(
+    session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Mortal:
+        def __init__(self, job: object) -> None:
+            pass
+
+        def ready(self) -> None:
+            pass
+
+        def answer(self, unit: bytes) -> str:
+            seen = tmp_path / unit.decode()
+            if unit == b"deadly" or (unit == b"weak" and not seen.exists()):
+                seen.touch()
+                os._exit(1)
+            return unit.decode()
+
+    job = SimpleNamespace(workers=1, threads=0, gpu=False)
+    units = [(b"well", ""), (b"", "hear"), (b"weak", ""), (b"last", "")]
+    with Ahead(iter(units), 2) as listing, Crew(job, Mortal) as crew:  # type: ignore[arg-type]
+        assert sorted(crew.answers(listing)) == ["hear", "last", "weak", "well"]
+    monkeypatch.setattr(label_crew, "MOST_DEATHS", 2)
+    with (
+        Ahead(iter([(b"deadly", "")]), 2) as listing,
+        Crew(job, Mortal) as crew,  # type: ignore[arg-type]
+        pytest.raises(FerScaleError, match=r"died 2 times of a work unit \(deadly"),
+    ):
+        list(crew.answers(listing))
 
 
 def calibration(confidence: np.ndarray | None = None, right_from: float = 0.3) -> pd.DataFrame:
