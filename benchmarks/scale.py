@@ -6,8 +6,7 @@
 nodes-1, -2, -4   a cluster of so many raylets of two actors each. The pipeline, the reader and the worker are `label`'s
                   own; a read, a write and the network sleep for as long as they take elsewhere, so that two cores can
                   play eight. Wanted: throughput a node at least 0.9 of that of one node.
-blocks-N          N work units that cost nothing: what handing a unit to an actor takes.
-waiting-N         the same while N actors are at work, for which one stands that answers when they would.
+blocks-N          N work units that cost nothing: what Ray's scheduling of a unit takes.
 driver-N          a manifest of N rows, some fifty bytes each on disk: listing, ledger and summary, without Ray.
 
 Each part is a process of its own, whose peak memory is its own. About 1.5 minutes a part, driver-10000000 about six.
@@ -15,7 +14,6 @@ What is found goes into benchmarks/results/scale.json and into the table of docs
 """
 
 import argparse
-import asyncio
 import json
 import multiprocessing
 import os
@@ -54,7 +52,6 @@ from fer_scale.labelling.sources import UNIT, Source
 from fer_scale.labelling.units import Unit
 from fer_scale.labelling.worker import Worker
 from fer_scale.storage import write_bytes
-from fer_scale.verbs.label_crew import Row
 from fer_scale.verbs.label_stream import Job, Labeller, _listing, messages, row, worker_of
 
 RESULTS = Path(__file__).parent / "results/scale.json"
@@ -64,8 +61,6 @@ PARTS = (
     "nodes-4",
     "blocks-1000",
     "blocks-10000",
-    "waiting-100",
-    "waiting-1000",
     "driver-10000000",
 )
 ACTORS = 2
@@ -168,7 +163,7 @@ def blocks(count: int, folder: Path) -> dict[str, Any]:
     source = pictures(folder, 1)
     (unit,) = source.units(ROWS)
 
-    def rows() -> Iterator[Row]:
+    def rows() -> Iterator[pa.Table]:
         for _ in range(count):
             yield row(unit=unit.to_bytes())
 
@@ -187,30 +182,6 @@ def blocks(count: int, folder: Path) -> dict[str, Any]:
         "driver_cpu_milliseconds_a_block": round(1000 * (busy[-1] - busy[0]) / (len(came) - 1), 2),
         "driver_peak_mib": peak(),
     }
-
-
-def waiting(count: int, folder: Path) -> dict[str, Any]:
-    """The driver's CPU for an answer while so many actors are at work: what `Crew` does, one actor standing for all."""
-    import ray
-
-    class Many:
-        async def answer(self, unit: bytes) -> str:
-            await asyncio.sleep(count / 100)  # so that a hundred answers come each second
-            return "{}"
-
-    with cluster(1, ACTORS, 0), connected(cpus=ACTORS):
-        many = ray.remote(Many).options(max_concurrency=2 * count).remote()
-        unit = bytes(1000)
-        busy = {many.answer.remote(unit): n for n in range(count)}
-        answers, began, spent = 0, time.monotonic(), time.process_time()
-        while time.monotonic() - began < count / 50:
-            for reference in ray.wait(list(busy))[0]:
-                del busy[reference]
-                ray.get(reference)
-                busy[many.answer.remote(unit)] = answers
-                answers += 1
-        spent = time.process_time() - spent
-    return {"actors": count, "answers": answers, "driver_cpu_milliseconds_an_answer": round(1000 * spent / answers, 2)}
 
 
 def driver(count: int, folder: Path) -> dict[str, Any]:
@@ -308,7 +279,7 @@ def size(folder: Path, digits: int = 1) -> float:
 def measure(part: str) -> dict[str, Any]:
     kind, _, count = part.partition("-")
     with tempfile.TemporaryDirectory(prefix="fs-scale-") as folder:
-        return {"nodes": nodes, "blocks": blocks, "waiting": waiting, "driver": driver}[kind](int(count), Path(folder))
+        return {"nodes": nodes, "blocks": blocks, "driver": driver}[kind](int(count), Path(folder))
 
 
 def main() -> None:

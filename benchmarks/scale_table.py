@@ -25,10 +25,6 @@ def table(found: dict[str, Any]) -> str:
             note = f"{cpu:.1f} of them the driver's CPU, " if cpu else ""
             wall = f"{one['milliseconds_a_block']:.1f} ms a block"
             rows.append((f"blocks: {count:,}", wall, f"{note}two actors on the same two cores"))
-    for count in (10, 100, 1_000):
-        if one := found.get(f"waiting-{count}"):
-            cost = f"{one['driver_cpu_milliseconds_an_answer']:.1f} ms of the driver's CPU an answer"
-            rows.append((f"actors at work: {count:,}", cost, ""))
     if one := found.get("driver-10000000"):
         listing, again = one["cpu_seconds_listing_and_entering"], one.get("cpu_seconds_finding_nothing_to_do")
         sent = f"{one['units']:,} units, {one['kib_sent_a_unit']:.0f} KiB sent for each"

@@ -110,11 +110,11 @@ def estimate(
         "hours": round(seconds / 3600, 4),
         "images_per_second": round(images / seconds, 2),
         "workers": workers,
-        "memory_mib": round(workers * worker_mib + driver_mib),
+        "memory_mib": round(workers * worker_mib + 2 * driver_mib),  # the process that lists is as large as the driver
         "memory_mib_per_worker": round(worker_mib),
         "requests_get": round(images * gets / done),
         "requests_put": round(files + seconds / COMMIT_SECONDS + 2 * seconds / BEAT_SECONDS),
-        "requests_list": 2 * listing_requests,  # once to hand out units, once to count them
+        "requests_list": 2 * listing_requests,  # the driver and the task that hands out units each list once
         "output_mib": round(images * sum(one.bytes for one in sample) / done / 2**20, 1),
     }
 

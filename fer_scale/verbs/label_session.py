@@ -16,8 +16,7 @@ from fer_scale.labelling.ledger import COMMIT_SECONDS, Ledger, Plan
 from fer_scale.labelling.sources import Source
 from fer_scale.labelling.units import Unit
 from fer_scale.predictor import EngineName
-from fer_scale.verbs.label_crew import ACTOR_CPUS
-from fer_scale.verbs.label_stream import Job, Wish, stream
+from fer_scale.verbs.label_stream import ACTOR_CPUS, Job, Wish, stream
 
 
 def engine_of(cluster: Cluster, engine: EngineName) -> Literal["onnx", "torch"]:

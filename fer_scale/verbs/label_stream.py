@@ -1,16 +1,26 @@
-"""The pipeline of labelling: a thread lists the units, actors (`label_crew`) label them, counts come back.
+"""The Ray Data pipeline of labelling: one task lists the units, actors label them, counts come back.
 
 What travels is references to files and counts of answers. Pictures and probabilities never leave the actor
 that reads, decodes, infers and writes them.
 """
 
 import json
+import logging
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-from fer_scale.errors import InputError
+import pyarrow as pa
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy, DataContext, Datasource
+from ray.data.block import BlockMetadata
+from ray.data.datasource import ReadTask
+from ray.exceptions import RayActorError
+
+from fer_scale.errors import FerScaleError, InputError
 from fer_scale.faces.detection import Detection, Detector
 from fer_scale.labelling.ledger import Entry, Plan
 from fer_scale.labelling.reading import Reader
@@ -20,8 +30,14 @@ from fer_scale.labelling.worker import Answers, Worker
 from fer_scale.learning.acceptance import Acceptance
 from fer_scale.learning.cascade import Cascade
 from fer_scale.storage import CONNECTIONS, is_s3, limit_requests, write_bytes
-from fer_scale.verbs.label_crew import Ahead, Crew, Row
 
+ACTOR_CPUS = 1
+LISTING_CPUS = 0
+"""Nothing is reserved for the task that lists: actors may hold every CPU, and the driver's node may offer none."""
+UNITS_AT_ONCE = 2
+"""Units that an actor which fetches ahead has in hand: one is inferred while the other is fetched or published."""
+MOST_DEATHS = 5
+"""Actors that a unit may cost. A machine is lost now and then; a picture that kills its actor does so every time."""
 THREADS = 32
 """That fetch and decode ahead for an actor without a GPU: a thousand images a second where a get takes 30 ms."""
 SEEN_AT_ONCE = 1000
@@ -117,26 +133,88 @@ def stream(job: Job, plan: Plan, target: int, seen: set[str]) -> Iterator[Entry]
         raise IncompleteError(f"{expected} units were listed and {len(seen)} came back; run the same command again")
 
 
-def messages(job: Job, rows: Callable[[], Iterator[Row]], actor: type["Labeller"]) -> Iterator[dict[str, Any]]:
-    """What the actors, and the listing that makes the rows, say to the driver.
+def messages(job: Job, rows: Callable[[], Iterator[pa.Table]], actor: type["Labeller"]) -> Iterator[dict[str, Any]]:
+    """What the actors, and the task that makes the rows, say to the driver.
 
     Args:
-        rows: units to be labelled or messages, see `row`; made by a thread, ahead of the actors.
+        rows: of ``unit``, to be labelled, or ``message``, see `row`.
 
     Raises:
-        InputError: an actor or the listing raised it.
-        FerScaleError: the actors die again and again.
+        InputError: an actor or the task raised it.
+        FerScaleError: actors died again and again of one unit.
     """
-    with Ahead(rows(), 2 * job.workers) as listing, Crew(job, actor) as crew:
-        for text in crew.answers(listing):
-            message = json.loads(text)
-            if "failed" in message:
-                raise InputError(*message["failed"])
-            yield message
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    batches = _pipeline(job, rows, actor).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+    try:
+        for batch in batches:
+            for text in cast(pa.Table, batch)["message"].to_pylist():
+                message = json.loads(text)
+                if "failed" in message:
+                    raise InputError(*message["failed"])
+                yield message
+    except RayActorError as error:
+        raise FerScaleError(f"{MOST_DEATHS} times an actor died of the same work unit: {error}") from error
 
 
-def _listing(source: Source, plan: Plan, target: int) -> Iterator[Row]:
-    """Units that are to be done, and messages for the driver; the last one says how many units there are."""
+def _pipeline(job: Job, rows: Callable[[], Iterator[pa.Table]], actor: type["Labeller"]) -> ray.data.Dataset:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray's deprecations of its own settings, read while they are copied
+        with DataContext.current(_quiet_context()):
+            units = ray.data.read_datasource(Listing(rows), num_cpus=LISTING_CPUS, override_num_blocks=1)
+            answers: ray.data.Dataset = units.map_batches(
+                actor,
+                fn_constructor_args=(job,),
+                batch_size=1,
+                batch_format="pyarrow",
+                num_cpus=ACTOR_CPUS,
+                num_gpus=1 if job.gpu else 0,
+                max_task_retries=MOST_DEATHS - 1,  # Ray Data would go on for ever
+                compute=ActorPoolStrategy(
+                    size=job.workers,
+                    max_concurrent_calls_per_actor=UNITS_AT_ONCE if job.threads else 1,
+                    enable_true_multi_threading=True,
+                ),
+            )
+            return answers
+
+
+def _quiet_context() -> DataContext:
+    context = DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.enable_auto_log_stats = False
+    context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = (
+        -1
+    )  # a unit of photographs, or other jobs, may take more than half an hour
+    context.target_max_block_size = 1  # bytes: each unit is a block of its own, sent as soon as it is listed
+    return context
+
+
+class Listing(Datasource):
+    """One read task, on the driver's node, that lists the source while units are being labelled."""
+
+    def __init__(self, rows: Callable[[], Iterator[pa.Table]]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._rows = rows
+
+    @property
+    def supports_distributed_reads(self) -> bool:
+        """It reads what the driver reads."""
+        return False
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        """Not known before listing."""
+        return None
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
+    ) -> list[ReadTask]:
+        """One task, whatever the parallelism: a listing is sequential."""
+        return [ReadTask(self._rows, BlockMetadata(None, None, None, None))]
+
+
+def _listing(source: Source, plan: Plan, target: int) -> Iterator[pa.Table]:
+    """Rows of ``unit`` (to be done) or ``message`` (for the driver); the last one says how many units there are."""
     held: list[str] = []
     units = 0
     try:
@@ -154,9 +232,9 @@ def _listing(source: Source, plan: Plan, target: int) -> Iterator[Row]:
         yield row(message=_failed(error))
 
 
-def row(unit: bytes = b"", message: str = "") -> Row:
+def row(unit: bytes = b"", message: str = "") -> pa.Table:
     """A unit for an actor, or a message for the driver."""
-    return unit, message
+    return pa.table({"unit": pa.array([unit], pa.binary()), "message": pa.array([message], pa.string())})
 
 
 def _failed(error: InputError) -> str:
@@ -172,11 +250,13 @@ class Labeller:
         self._predictor: Answers | None = None
         self._loading = threading.Lock()
 
-    def ready(self) -> None:
-        """Answers as soon as the actor has been started."""
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """``unit`` and ``message`` ``[1]`` to ``message`` ``[1]``."""
+        return pa.table({"message": [self._answer(batch["unit"][0].as_py(), batch["message"][0].as_py())]})
 
-    def answer(self, unit: bytes) -> str:
-        """Label a unit; gives a message for the driver."""
+    def _answer(self, unit: bytes, message: str) -> str:
+        if not unit:
+            return message
         try:
             with self._loading:
                 if self._worker is None:

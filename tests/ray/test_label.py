@@ -22,11 +22,15 @@ from PIL import Image
 from fer_scale.cluster import Cluster, connected
 from fer_scale.errors import FerScaleError, InputError
 from fer_scale.faces.images import Preprocessing, prepare
+from fer_scale.labelling.ledger import Plan
+from fer_scale.labelling.sources import Source
+from fer_scale.labelling.units import Unit
+from fer_scale.labelling.worker import Worker
 from fer_scale.predictor import Predictor
-from fer_scale.verbs import label_crew
+from fer_scale.verbs import label_stream
 from fer_scale.verbs.certify import certify
 from fer_scale.verbs.label import crew, label
-from fer_scale.verbs.label_crew import Ahead, Crew
+from fer_scale.verbs.label_stream import Labeller, _listing, messages
 from tests import hostile, photographs
 from tests.bundles import write_bundle
 
@@ -254,34 +258,39 @@ def test_a_dry_run_quotes_the_run_that_follows_and_writes_nothing(
     assert label(bundle, root, out, dry_run=True)["to_label"] == 0
 
 
-def test_an_actor_that_dies_is_replaced_and_a_unit_that_kills_them_is_named(
+def test_an_actor_that_dies_is_started_again_and_a_unit_that_kills_each_ends_the_run(
     session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Mortal:
-        def __init__(self, job: object) -> None:
-            pass
+    class Mortal(Labeller):
+        deadly = False
 
-        def ready(self) -> None:
-            pass
+        def load(self) -> Worker:
+            return None  # type: ignore[return-value]
 
-        def answer(self, unit: bytes) -> str:
-            seen = tmp_path / unit.decode()
-            if unit == b"deadly" or (unit == b"weak" and not seen.exists()):
+        def told(self, worker: Worker, unit: Unit) -> dict[str, str]:
+            seen = tmp_path / unit.part
+            if unit.key == weak and (self.deadly or not seen.exists()):
                 seen.touch()
                 os._exit(1)
-            return unit.decode()
+            return {"key": unit.key}
 
+    class Deadly(Mortal):
+        deadly = True
+
+    source = Source.open(str(faces(tmp_path / "faces", 12)))
+    keys = [unit.key for unit in source.units(3)]
+    weak = keys[1]
     job = SimpleNamespace(workers=1, threads=0, gpu=False)
-    units = [(b"well", ""), (b"", "hear"), (b"weak", ""), (b"last", "")]
-    with Ahead(iter(units), 2) as listing, Crew(job, Mortal) as crew:  # type: ignore[arg-type]
-        assert sorted(crew.answers(listing)) == ["hear", "last", "weak", "well"]
-    monkeypatch.setattr(label_crew, "MOST_DEATHS", 2)
-    with (
-        Ahead(iter([(b"deadly", "")]), 2) as listing,
-        Crew(job, Mortal) as crew,  # type: ignore[arg-type]
-        pytest.raises(FerScaleError, match=r"died 2 times of a work unit \(deadly"),
-    ):
-        list(crew.answers(listing))
+
+    def told(actor: type[Labeller]) -> list[dict[str, str]]:
+        return list(messages(job, lambda: _listing(source, Plan({}, set()), 3), actor))  # type: ignore[arg-type]
+
+    found = told(Mortal)
+    assert sorted(message["key"] for message in found if "key" in message) == sorted(keys)
+    assert len(keys) > 1
+    monkeypatch.setattr(label_stream, "MOST_DEATHS", 2)
+    with pytest.raises(FerScaleError, match="2 times an actor died of the same work unit"):
+        told(Deadly)
 
 
 def calibration(confidence: np.ndarray | None = None, right_from: float = 0.3) -> pd.DataFrame:

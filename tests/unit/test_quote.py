@@ -44,7 +44,7 @@ def test_an_estimate_scales_the_sample() -> None:
     assert (told["to_label"], told["sampled"], told["errors"]) == (4000, 200, 40)
     assert told["seconds"] == 3.0 + 40 * 100 / 200
     assert told["images_per_second"] == pytest.approx(4000 / 23, abs=0.01)
-    assert (told["memory_mib"], told["memory_mib_per_worker"]) == (500, 200)
+    assert (told["memory_mib"], told["memory_mib_per_worker"]) == (600, 200)
     assert told["requests_get"] == 10000
     assert told["requests_put"] == 40 * 2 + round(23 / 2 + 2 * 23 / 5)
     assert told["requests_list"] == 14
