@@ -7,9 +7,13 @@ size, a type or a load.
 import base64
 import io
 import json
+import os
+import secrets
 import sys
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # or Ray writes one into the home folder
 
 import litserve as ls
 import numpy as np
