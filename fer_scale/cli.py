@@ -121,6 +121,9 @@ def tune(
     price_per_hour: Annotated[
         float | None, typer.Option(help="Of one core; the table says what a million images cost.")
     ] = None,
+    memory_limit: Annotated[
+        str | None, typer.Option(help="Decoded faces that trials share, as 8GB; a larger store is streamed.")
+    ] = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     seed: Seed = 0,

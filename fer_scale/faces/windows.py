@@ -117,6 +117,12 @@ class Windows:
             yield table.slice(max(first - begin, 0), min(last, int(ends[place])) - max(first, begin))
 
 
+def decoded_bytes(store: Store, inputs: Preprocessing) -> int:
+    """Bytes of the splits that a fit keeps in memory, decoded."""
+    rows = sum(sum(store.counts[split].values()) for split in ("train", "val"))
+    return rows * inputs.channels * inputs.size**2
+
+
 def _groups(store: Store, split: str) -> list[Group]:
     """The row groups of a split; ingest writes each split into files of its own."""
     here = pc.field("split") == split

@@ -1,16 +1,15 @@
 """One fit of a search, with a fixed amount of compute."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from fer_scale.bundle import build
 from fer_scale.faces.store import Faces
 from fer_scale.learning import metrics
-from fer_scale.learning.batches import Batches
+from fer_scale.learning.batches import Feed
 from fer_scale.learning.configuration import Configuration
 from fer_scale.learning.loop import Learner, fit
 
@@ -30,25 +29,24 @@ class Trial:
     def __init__(
         self,
         configuration: Configuration,
-        num_classes: int,
-        train: Faces,
-        val: Faces,
+        batches: Feed,
+        counts: Sequence[int],
+        val: Callable[[], Iterable[Faces]],
         *,
         compute: float,
         seed: int,
         device: torch.device,
     ) -> None:
         torch.manual_seed(seed)
-        network = build(configuration, num_classes)
-        counts = np.bincount(train.labels, minlength=num_classes).tolist()
-        self.learner = Learner(network, configuration.recipe, class_counts=counts, seed=seed, device=device)
+        network = build(configuration, len(counts))
+        self.learner = Learner(network, configuration.recipe, class_counts=list(counts), seed=seed, device=device)
         self.weights = network.weights
         self.parameters = sum(parameter.numel() for parameter in network.parameters())
         self.compute_seconds = 0.0
         self.steps = MEASURED_STEPS + 1
         """Of the whole fit, known once it is measured."""
         self._compute = compute
-        self._batches = Batches(train, num_classes, configuration.recipe.batch_size, seed, device)
+        self._batches = batches
         self._val = val
         self._clock: Callable[[], float] = _cpu_clock if device.type == "cpu" else _cuda_clock
 
@@ -83,12 +81,12 @@ class Trial:
     def score(self) -> dict[str, Any]:
         """Accuracy on val, with its interval, and the facts."""
         began = self._clock()
-        predicted = self.learner.logits(self._val.images).argmax(axis=1)
+        right = [self.learner.logits(part.images).argmax(axis=1) == part.labels for part in self._val()]
         self.compute_seconds += self._clock() - began
-        correct = int((predicted == self._val.labels).sum())
-        low, high = metrics.wilson_interval(correct, len(self._val))
+        correct, count = sum(int(part.sum()) for part in right), sum(len(part) for part in right)
+        low, high = metrics.wilson_interval(correct, count)
         return {
-            "accuracy": correct / len(self._val),
+            "accuracy": correct / count,
             "accuracy_low": low,
             "accuracy_high": high,
             **self.facts(),

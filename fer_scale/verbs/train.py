@@ -21,6 +21,7 @@ from fer_scale.console import progress, say, set_quiet
 from fer_scale.durations import parse_bytes, parse_seconds
 from fer_scale.errors import FerScaleError, InputError
 from fer_scale.faces.store import Store
+from fer_scale.faces.windows import decoded_bytes
 from fer_scale.learning.checkpoints import Checkpoints
 from fer_scale.learning.configuration import Configuration
 from fer_scale.learning.epochs import Plan, begin, run
@@ -116,7 +117,8 @@ def train(
             seed=seed,
             threads=threads,
             gpu=cluster.gpus >= low,
-            streamed=_decoded(faces, configuration) > (limit or cluster.memory / 4 / cluster.together(high, threads)),
+            streamed=decoded_bytes(faces, configuration.preprocessing)
+            > (limit or cluster.memory / 4 / cluster.together(high, threads)),
         )
         if plan.streamed:
             say("the faces are more than the memory limit: they are read as the fit goes")
@@ -146,12 +148,6 @@ def _worker(told: dict[str, Any]) -> FerScaleError | None:
 def _cpus(plan: Plan) -> float:
     """Reserved by a worker, which leaves what the tasks that read for it need: without a share they wait for ever."""
     return plan.threads - (READER_CPUS * readers(plan.threads) if plan.streamed else 0)
-
-
-def _decoded(faces: Store, configuration: Configuration) -> int:
-    """Bytes of the splits that a fit keeps in memory."""
-    rows = sum(sum(faces.counts[split].values()) for split in ("train", "val"))
-    return rows * configuration.preprocessing.channels * configuration.preprocessing.size**2
 
 
 class _Trainer(TorchTrainer):

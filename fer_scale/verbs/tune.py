@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -14,18 +14,23 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from fer_scale import storage
 from fer_scale.cluster import Cluster, connected, variables
 from fer_scale.console import set_quiet
-from fer_scale.durations import parse_seconds
+from fer_scale.durations import parse_bytes, parse_seconds
 from fer_scale.errors import FerScaleError, InputError
 from fer_scale.faces.images import Preprocessing
 from fer_scale.faces.store import Faces, Store
+from fer_scale.faces.windows import Windows, decoded_bytes
 from fer_scale.families import FAMILIES
+from fer_scale.learning.batches import Batches, Feed
 from fer_scale.learning.configuration import Configuration
+from fer_scale.learning.stream import StreamedBatches
 from fer_scale.search.record import Search
 from fer_scale.search.space import check_fixed
 from fer_scale.search.space import read as read_space
 from fer_scale.search.trial import Trial
 
 UNLIMITED = 10**9
+MEMORY_PARTS = 8
+"""Without a memory limit, decoded faces of one input size have one part of so many: several sizes are shared."""
 SETTINGS = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a failed trial has no score
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -57,13 +62,20 @@ class Climber(ray.tune.Trainable):
     """A Ray Tune trial is one fit, in one step. The actor is kept from one fit to the next, with its imports."""
 
     def setup(
-        self, config: dict[str, Any], pictures: Any = None, num_classes: int = 0, threads: int = 1, gpu: bool = False
+        self,
+        config: dict[str, Any],
+        pictures: Any = None,
+        store: str = "",
+        memory_limit: float = 0,
+        threads: int = 1,
+        gpu: bool = False,
     ) -> None:
         """Called once an actor."""
         torch.set_num_threads(threads)
         self._device = torch.device("cuda" if gpu else "cpu")
         self._pictures = pictures
-        self._num_classes = num_classes
+        self._store = Store.open(store)
+        self._memory_limit = memory_limit
         self._config = config
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -77,15 +89,25 @@ class Climber(ray.tune.Trainable):
         began = time.time()
         try:
             configuration = Configuration.from_dict(self._config["configuration"])
-            train, val = (self._faces(split, configuration.preprocessing) for split in ("train", "val"))
             compute, seed = self._config["compute"], self._config["seed"]
-            trial = Trial(configuration, self._num_classes, train, val, compute=compute, seed=seed, device=self._device)
+            batches, val = self._data(configuration, seed)
+            counts = [self._store.counts["train"].get(name, 0) for name in self._store.classes]
+            trial = Trial(configuration, batches, counts, val, compute=compute, seed=seed, device=self._device)
             trial.measure()
             share = trial.run(self._config["deadline"])
             return {**trial.score(), "share": share, "seconds": time.time() - began, "done": True}
         except (FerScaleError, RuntimeError, MemoryError, ValueError) as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
             return {"reason": reason, "done": True, **(trial.facts() if trial else {})}
+
+    def _data(self, configuration: Configuration, seed: int) -> tuple[Feed, Callable[[], Iterable[Faces]]]:
+        """Batches of train and val's faces: shared with all trials, or read as the fit goes where they are too many."""
+        inputs, size, classes = configuration.preprocessing, configuration.recipe.batch_size, len(self._store.classes)
+        if decoded_bytes(self._store, inputs) > self._memory_limit:
+            windows = Windows(self._store, "train", inputs, batch_size=size, seed=seed)
+            return StreamedBatches(windows, classes, self._device), lambda: self._store.parts("val", inputs)
+        train, val = (self._faces(split, inputs) for split in ("train", "val"))
+        return Batches(train, classes, size, seed, self._device), lambda: [val]
 
     def _faces(self, split: str, preprocessing: Preprocessing) -> Faces:
         (ref,) = ray.get(self._pictures.faces.remote(split, preprocessing))
@@ -146,6 +168,7 @@ def tune(
     cpus_per_trial: float = 1,
     gpus_per_trial: float | None = None,
     price_per_hour: float | None = None,
+    memory_limit: str | int | None = None,
     resume: bool = False,
     overwrite: bool = False,
     seed: int = 0,
@@ -164,6 +187,8 @@ def tune(
         cpus_per_trial: CPUs, and so threads, of each trial.
         gpus_per_trial: share of a GPU of each trial; None gives each a whole one where the cluster has any.
         price_per_hour: of one core, in any currency: the table then says what a million images cost.
+        memory_limit: most bytes of decoded faces at one input size that trials share, or text like ``8GB``; what needs
+            more is read by each trial as its fit goes. An eighth of the machine's memory if not given.
         resume: go on with the search in ``out``.
         overwrite: replace what is in ``out``.
         seed: of the proposals and of each fit.
@@ -181,6 +206,7 @@ def tune(
     fixed = check_fixed({**(read_space(storage.normal(space)) if space else {}), **(fix or {})}, chosen)
     budget = parse_seconds(time_budget, "time-budget")
     _check_numbers(max_trials, cpus_per_trial, gpus_per_trial, price_per_hour)
+    limit = None if memory_limit is None else parse_bytes(memory_limit, "memory-limit")
     deadline = time.time() + budget
     faces = Store.open(store)
     for split in ("train", "val"):
@@ -208,7 +234,8 @@ def tune(
             trial = ray.tune.with_parameters(
                 Climber,
                 pictures=Pictures.options(scheduling_strategy=_here()).remote(store),  # type: ignore[attr-defined]
-                num_classes=len(faces.classes),
+                store=store,
+                memory_limit=limit or cluster.memory / MEMORY_PARTS,
                 threads=max(int(cpus_per_trial), 1),
                 gpu=gpus > 0,
             )

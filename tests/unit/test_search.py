@@ -19,8 +19,11 @@ from fer_scale.errors import InputError
 from fer_scale.faces.images import Preprocessing
 from fer_scale.faces.sample import draw
 from fer_scale.faces.store import Store
+from fer_scale.faces.windows import Windows
 from fer_scale.families import FAMILIES
+from fer_scale.learning.batches import Batches, Feed
 from fer_scale.learning.configuration import Configuration
+from fer_scale.learning.stream import StreamedBatches
 from fer_scale.search import price
 from fer_scale.search import study as study_module
 from fer_scale.search.journal import Journal, read
@@ -266,10 +269,14 @@ class TestPolicy:
         assert policy.choose(left=9.5, pace=1.0, may_open=False) == Choice("climb", 3, 1)
 
 
-def trial(store: Store, compute: float) -> Trial:
+def trial(store: Store, compute: float, streamed: bool = False) -> Trial:
     configuration = Configuration.from_dict({"family": "cnn1", "network": {"width": 0.25}, "recipe": {"batch_size": 8}})
-    train, val = (store.faces(split, configuration.preprocessing) for split in ("train", "val"))
-    made = Trial(configuration, 4, train, val, compute=compute, seed=0, device=CPU)
+    inputs = configuration.preprocessing
+    feed: Feed = Batches(store.faces("train", inputs), 4, 8, 0, CPU)
+    if streamed:
+        feed = StreamedBatches(Windows(store, "train", inputs, batch_size=8, seed=0), 4, CPU)
+    counts = [store.counts["train"][name] for name in store.classes]
+    made = Trial(configuration, feed, counts, lambda: store.parts("val", inputs), compute=compute, seed=0, device=CPU)
     made.measure()
     return made
 
@@ -279,6 +286,15 @@ def test_a_fit_takes_the_compute_that_it_was_given(store: Store) -> None:
     assert (low.run(FAR), high.run(FAR)) == (1.0, 1.0)
     assert high.score()["images_seen"] > 2 * low.score()["images_seen"]
     assert high.score()["accuracy_low"] <= high.score()["accuracy"] <= high.score()["accuracy_high"]
+
+
+def test_a_store_larger_than_memory_is_read_as_the_fit_goes(store: Store) -> None:
+    streamed, whole = trial(store, 0.2, streamed=True), trial(store, 0.2)
+    assert streamed.run(FAR) == 1.0
+    score = streamed.score()
+    assert score["images_seen"] > 0
+    assert 0 <= score["accuracy_low"] <= score["accuracy"] <= score["accuracy_high"] <= 1
+    assert streamed._batches.steps_per_epoch == whole._batches.steps_per_epoch
 
 
 def test_a_deadline_shortens_a_fit_and_its_schedule(store: Store) -> None:
