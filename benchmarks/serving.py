@@ -88,7 +88,7 @@ def picture() -> bytes:
 
 
 def write_bodies(folder: Path) -> None:
-    """The requests, as files that wrk sends."""
+    """The requests, as files."""
     data = picture()
     (folder / "one.image").write_bytes(data)
     (folder / "one.json").write_text(json.dumps({"image": base64.b64encode(data).decode()}))
@@ -211,6 +211,7 @@ class Pieces:
         bare = self.rows.get("bare engine", {})
         goals = {
             "of_litserve_at_most_clients": ratio(at_most("ours"), at_most("litserve"), "per_second"),
+            "without_haproxy_of_litserve": ratio(at_most("ours-without-haproxy"), at_most("litserve"), "per_second"),
             "cpu_of_litserve_at_most_clients": ratio(at_most("litserve"), at_most("ours"), "cpu_ms"),
             "p50_ms_beyond_fastapi_at_fewest_clients": mine["p50"] - plain["p50"] if mine and plain else None,
             "without_haproxy_of_ray_recipe": ratio(
