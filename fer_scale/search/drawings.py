@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
+from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from fer_scale.figures import INK, MARKERS, MUTED, Series, colour, percent_axis, plot
@@ -12,6 +13,8 @@ from fer_scale.figures import INK, MARKERS, MUTED, Series, colour, percent_axis,
 Rows = Sequence[Mapping[str, Any]]
 MAX_IMPORTANCES = 12
 LOGARITHMIC = ("lr", "weight_decay")
+ROOM = 1.25
+"""Factor beyond the outermost values of a logarithmic axis."""
 
 
 def accuracy_against_compute(trials: Rows, families: Sequence[str]) -> Markup:
@@ -34,7 +37,7 @@ def accuracy_against_compute(trials: Rows, families: Sequence[str]) -> Markup:
             axes.errorbar(x, y, [below, above], fmt="none", ecolor=shade, elinewidth=0.9, alpha=0.45)
             axes.scatter(x, y, s=28, marker=MARKERS[index % 8], color=shade, label=family, linewidths=0, zorder=3)
         percent_axis(axes.yaxis)
-        _logarithmic(axes.xaxis)
+        _logarithmic(axes, [max(row["compute_seconds"], 1e-3) for row in trials])
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handletextpad=0.2)
     return drawing.svg
 
@@ -109,20 +112,21 @@ def accuracy_against_price(trials: Rows, front: Rows, families: Sequence[str]) -
             marker, shade = MARKERS[index % 8], colour(index)
             axes.scatter(at, values, s=44, marker=marker, color=shade, label=family, edgecolors=edges, zorder=3)
         percent_axis(axes.yaxis)
-        _logarithmic(axes.xaxis)
+        _logarithmic(axes, [row["images_per_second"] for row in trials])
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handletextpad=0.2)
     return drawing.svg
 
 
-def _logarithmic(axis: Any) -> None:
-    """Numbers at the ticks that begin with 1, 2 or 5: all would run into each other."""
+def _logarithmic(axes: Axes, values: Series) -> None:
+    """An x axis with room about its values, one alone too; numbers stand at the ticks that begin with 1, 2 or 5."""
 
     def text(value: float, _: Any) -> str:
         leads = value > 0 and round(value / 10 ** math.floor(math.log10(value) + 1e-9)) in (1, 2, 5)
         return (f"{value:,.0f}" if value >= 1 else f"{value:g}") if leads else ""
 
-    axis.set_major_formatter(FuncFormatter(text))
-    axis.set_minor_formatter(FuncFormatter(text))
+    axes.set_xlim(min(values) / ROOM, max(values) * ROOM)
+    axes.xaxis.set_major_formatter(FuncFormatter(text))
+    axes.xaxis.set_minor_formatter(FuncFormatter(text))
 
 
 def importances(shares: Mapping[str, float]) -> Markup:

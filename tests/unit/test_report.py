@@ -129,8 +129,9 @@ def test_search_report_when_every_trial_failed() -> None:
     assert "No trial got as far" in html
 
 
-def test_search_report_of_a_single_trial() -> None:
-    check(page(trials(1)[:1], {}, {}))
+@pytest.mark.parametrize("speed", [None, 1.0, 1932.1, 5000.0, 1e9])
+def test_search_report_of_a_single_trial(speed: float | None) -> None:
+    check(page([{**trials(1)[0], "images_per_second": speed, "compute_seconds": speed or 0.0}], {}, {}))
 
 
 def test_figures_on_one_page_share_no_names() -> None:
