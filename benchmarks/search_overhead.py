@@ -77,7 +77,7 @@ def play(store: Store, out: str, trials: int, slots: int, each: int) -> list[dic
     running: list[tuple[float, int, Fit]] = []
     rows, asked, told, cpu, clock = [], [], [], time.process_time(), 0.0
     with Search(out, store, list(FAMILIES), {}, **options(slots, trials)) as search:
-        begun = 0
+        begun, mark = 0, each
         while True:
             while len(running) < slots:
                 before = time.perf_counter()
@@ -95,7 +95,8 @@ def play(store: Store, out: str, trials: int, slots: int, each: int) -> list[dic
             before = time.perf_counter()
             search.end(number, result)
             told.append(time.perf_counter() - before)
-            if begun >= each * (len(rows) + 1):
+            if begun >= mark and told[1:]:
+                mark = (begun // each + 1) * each
                 rows.append(row(begun, asked, told, time.process_time() - cpu, Path(out)))
                 asked, told, cpu = [], [], time.process_time()
                 print(rows[-1], flush=True)
