@@ -173,10 +173,6 @@ def recipe(store: str, seconds: float, seed: int, *, prune: bool) -> dict[str, A
     """The documentation's recipe, or random search: a flat number of epochs, reported one by one."""
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-
-    def space(trial: optuna.Trial) -> dict[str, Any]:
-        return {"configuration": json.dumps(suggest(trial, list(FAMILIES), {}).to_dict())}
-
     sampler = None if prune else optuna.samplers.RandomSampler(seed=seed)
     search = OptunaSearch(space=space, metric="accuracy", mode="max", sampler=sampler, seed=seed if prune else None)
     asha = ASHAScheduler(max_t=EPOCHS, grace_period=GRACE, reduction_factor=REDUCTION) if prune else None
@@ -215,6 +211,11 @@ def recipe(store: str, seconds: float, seed: int, *, prune: bool) -> dict[str, A
             "of_steps": best["step"] // best["training_iteration"] * EPOCHS,
         },
     }
+
+
+def space(trial: optuna.Trial) -> dict[str, Any]:
+    """The space of `tune`, define-by-run; a module's function, for Ray pickles its searcher."""
+    return {"configuration": json.dumps(suggest(trial, list(FAMILIES), {}).to_dict())}
 
 
 def by_epochs(config: dict[str, Any], pictures: Any, classes: int, seed: int) -> None:
