@@ -36,8 +36,8 @@ LISTING_CPUS = 0
 """Nothing is reserved for the task that lists: actors may hold every CPU, and the driver's node may offer none."""
 UNITS_AT_ONCE = 2
 """Units that an actor which fetches ahead has in hand: one is inferred while the other is fetched or published."""
-MOST_DEATHS = 5
-"""Actors that a unit may cost. A machine is lost now and then; a picture that kills its actor does so every time."""
+RESTARTS = 10
+"""Of an actor in a run. A machine is lost now and then; a picture that kills its actor does so every time."""
 THREADS = 32
 """That fetch and decode ahead for an actor without a GPU: a thousand images a second where a get takes 30 ms."""
 SEEN_AT_ONCE = 1000
@@ -141,9 +141,9 @@ def messages(job: Job, rows: Callable[[], Iterator[pa.Table]], actor: type["Labe
 
     Raises:
         InputError: an actor or the task raised it.
-        FerScaleError: actors died again and again of one unit.
+        FerScaleError: an actor died again and again.
     """
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what fails is raised, and said once
     batches = _pipeline(job, rows, actor).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     try:
         for batch in batches:
@@ -153,7 +153,8 @@ def messages(job: Job, rows: Callable[[], Iterator[pa.Table]], actor: type["Labe
                     raise InputError(*message["failed"])
                 yield message
     except RayActorError as error:
-        raise FerScaleError(f"{MOST_DEATHS} times an actor died of the same work unit: {error}") from error
+        why = " ".join(str(error).split())
+        raise FerScaleError(f"an actor died {RESTARTS + 1} times, perhaps of one picture: {why}") from error
 
 
 def _pipeline(job: Job, rows: Callable[[], Iterator[pa.Table]], actor: type["Labeller"]) -> ray.data.Dataset:
@@ -168,7 +169,8 @@ def _pipeline(job: Job, rows: Callable[[], Iterator[pa.Table]], actor: type["Lab
                 batch_format="pyarrow",
                 num_cpus=ACTOR_CPUS,
                 num_gpus=1 if job.gpu else 0,
-                max_task_retries=MOST_DEATHS - 1,  # Ray Data would go on for ever
+                max_restarts=RESTARTS,  # without which Ray Data would go on for ever
+                max_task_retries=-1,  # each failed attempt to reach a machine that is gone counts as one
                 compute=ActorPoolStrategy(
                     size=job.workers,
                     max_concurrent_calls_per_actor=UNITS_AT_ONCE if job.threads else 1,

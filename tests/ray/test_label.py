@@ -288,8 +288,8 @@ def test_an_actor_that_dies_is_started_again_and_a_unit_that_kills_each_ends_the
     found = told(Mortal)
     assert sorted(message["key"] for message in found if "key" in message) == sorted(keys)
     assert len(keys) > 1
-    monkeypatch.setattr(label_stream, "MOST_DEATHS", 2)
-    with pytest.raises(FerScaleError, match="2 times an actor died of the same work unit"):
+    monkeypatch.setattr(label_stream, "RESTARTS", 1)
+    with pytest.raises(FerScaleError, match="an actor died 2 times"):
         told(Deadly)
 
 
