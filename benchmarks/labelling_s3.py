@@ -31,14 +31,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import psutil
 from labelling_loop import PROCESSES, ROOT, THREADS, Use, encoded, run_bare, timed
 
-for _name in [name for name in os.environ if name.startswith("AWS_")]:
-    del os.environ[_name]
-os.environ.update(
-    RAY_ADDRESS="local", AWS_ACCESS_KEY_ID="local", AWS_SECRET_ACCESS_KEY="local", AWS_REGION="us-east-1",
-    AWS_DEFAULT_REGION="us-east-1", AWS_EC2_METADATA_DISABLED="true",
-)  # fmt: skip
 BUCKET = "faces"
 PIECES = ("server", "loop-1", "label", "loop-2")
+
+
+def settings() -> None:
+    """Of the local server alone; in this process, whose children take them over."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        del os.environ[name]
+    os.environ.update(
+        RAY_ADDRESS="local", AWS_ACCESS_KEY_ID="local", AWS_SECRET_ACCESS_KEY="local", AWS_REGION="us-east-1",
+        AWS_DEFAULT_REGION="us-east-1", AWS_EC2_METADATA_DISABLED="true",
+    )  # fmt: skip
 
 
 def serve(address: Connection) -> None:
@@ -142,6 +146,7 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="also what was measured before")
     parser.add_argument("--to", type=Path, default=ROOT / "benchmarks" / "results" / "labelling_s3.json")
     options = parser.parse_args()
+    settings()
     every = json.loads(options.to.read_text()) if options.to.exists() else {}
     found = {} if options.again else every.get(str(options.objects), {})
     every[str(options.objects)] = found
