@@ -124,7 +124,7 @@ def in_four_threads(names: list[str]) -> tuple[float, dict[str, object]]:
 
 
 def test_small_files_that_ask_for_much_are_refused() -> None:
-    """The files themselves, of 30 MiB, are most of what they take; unguarded, one takes 2 GiB or ten minutes."""
+    """The files themselves, of 30 MiB, are most of what it takes; unguarded, several took more than 12 s."""
     memory, found = in_four_threads([name for name in hostile.BOMBS if name != "see-through"])
     assert {name for name, what in found.items() if what == [1, 48, 48]} == hostile.HARMLESS - {"see-through"}
     assert set(map(str, found.values())) == {"too_large", "undecodable", "[1, 48, 48]"}
