@@ -55,7 +55,7 @@ class Study:
     grouped TPE (Bergstra et al. 2011) decides. It ranks fits for the highest rung first, then those for the next.
 
     TPE looks at every trial of its study for each proposal, so it has one of its own, in memory, of which only the best
-    and the latest stay: a proposal costs the same after 10,000 trials as after 1,000.
+    and the latest stay, so that what a proposal costs depends on them and on the fits that are running.
     """
 
     def __init__(
