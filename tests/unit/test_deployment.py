@@ -136,6 +136,7 @@ def test_serve_takes_the_services_configuration() -> None:
 
 @pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20")
 def test_serve_takes_the_configuration_file(tmp_path: Path) -> None:
+    from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
     from ray.serve.schema import ServeDeploySchema
 
     from fer_scale.errors import InputError
@@ -145,7 +146,8 @@ def test_serve_takes_the_configuration_file(tmp_path: Path) -> None:
     (application,) = ServeDeploySchema.model_validate(document).applications
     (tmp_path / "token").write_text("0123456789abcdef")
     args = {**application.args, "bundle": str(tmp_path), "token_file": str(tmp_path / "token")}
-    assert build(args)._bound_deployment._deployment_config.autoscaling_config.max_replicas == 8
+    built = call_user_app_builder_with_args_if_necessary(build, args)
+    assert built._bound_deployment._deployment_config.autoscaling_config.max_replicas == 8
     assert build({**args, "replicas": 0})._bound_deployment._deployment_config.autoscaling_config.min_replicas == 0
     for wrong in ({"replicas": 9}, {"max_replicas": 0}, {"replica": 1}):
         with pytest.raises(InputError):

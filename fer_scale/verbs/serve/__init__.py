@@ -118,7 +118,7 @@ def endpoint(
     """An endpoint for the length of a block.
 
     Args:
-        arguments: further ones of `app.build`: token_file and limits.
+        arguments: further ones of `app.application`: token_file and limits.
         haproxy: whether HAProxy stands in front; None: where it is installed and Ray is started here.
 
     Raises:
@@ -135,7 +135,7 @@ def endpoint(
     with _environment(haproxy) as use_haproxy, cluster.connected(cpus=replicas) as joined:
         from ray import serve as ray_serve
 
-        from fer_scale.verbs.serve.app import build
+        from fer_scale.verbs.serve.app import application
 
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         if not joined.ours and ray_serve.status().applications:
@@ -145,14 +145,14 @@ def endpoint(
                 "add this one with: serve deploy, or serve run fer_scale.verbs.serve.app:build bundle=PATH",
             )
         address = (host, port) if joined.ours and not use_haproxy else None
-        application = build({"bundle": path, "replicas": replicas, **given}, address)
+        built = application({"bundle": path, "replicas": replicas, **given}, address)
         ray_serve.start(
             http_options={"host": host, "port": port, "keep_alive_timeout_s": 30},
             proxy_location="Disabled" if address else "HeadOnly",
         )
         try:
             ray_serve.run(
-                application,
+                built,
                 name=APPLICATION,
                 route_prefix="/",
                 logging_config=LOGGING,

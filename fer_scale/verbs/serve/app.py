@@ -68,7 +68,19 @@ class Endpoint:
         return total
 
 
-def build(args: dict[str, Any], address: tuple[str, int] | None = None) -> Application:
+def build(args: dict[str, Any]) -> Application:
+    """The application, as `serve run` and `serve deploy` ask for it: Ray Serve takes no builder of two parameters.
+
+    Args:
+        args: see `application`.
+
+    Raises:
+        InputError: an argument is missing, unknown or of no use.
+    """
+    return application(args)
+
+
+def application(args: dict[str, Any], address: tuple[str, int] | None = None) -> Application:
     """The application.
 
     Args:
