@@ -251,7 +251,8 @@ def pixel_sha256(image: Image.Image) -> str:
 
 def to_array(image: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
     """Centre square, resized with antialiasing, gray or RGB: uint8 ``[C, S, S]``."""
-    mode = "L" if preprocessing.channels == 1 else "RGB"
+    gray = preprocessing.channels == 1 or image.mode == "L"  # gray becomes RGB at the end: a third of the work
+    mode = "L" if gray else "RGB"
     if image.mode != mode:
         image = image.convert(mode)
     if image.width != image.height:
@@ -261,7 +262,9 @@ def to_array(image: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[np
     if image.width != preprocessing.size:
         image = image.resize((preprocessing.size, preprocessing.size), Image.Resampling.BILINEAR)
     pixels = np.asarray(image, dtype=np.uint8)
-    return pixels[None] if preprocessing.channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    if gray:
+        return np.repeat(pixels[None], preprocessing.channels, axis=0)
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 def prepare(data: bytes, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
