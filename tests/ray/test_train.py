@@ -135,6 +135,7 @@ def test_a_store_larger_than_the_memory_limit_is_streamed(store: Path, config: P
     assert np.isfinite(pd.read_parquet(tmp_path / "b" / "curve.parquet")["train_loss"]).all()
 
 
+@pytest.mark.slow
 def test_an_elastic_fit_takes_the_workers_that_there_is_room_for(store: Path, config: Path, tmp_path: Path) -> None:
     result = fer_scale.train(store, out=tmp_path / "b", config=config, epochs=2, workers="1..4", quiet=True)
     assert result["epochs"] == 2
@@ -151,6 +152,7 @@ def test_a_backbone_is_carried_over(
         fer_scale.train(store, out=tmp_path / "c", config=other, epochs=1, init_from=trained[0], quiet=True)
 
 
+@pytest.mark.slow
 def test_the_clock_ends_a_fit_with_its_rate_annealed(store: Path, config: Path, tmp_path: Path) -> None:
     fer_scale.train(store, out=tmp_path / "b", config=config, time_budget=16, quiet=True)
     curve = pd.read_parquet(tmp_path / "b" / "curve.parquet")
