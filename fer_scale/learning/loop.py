@@ -49,6 +49,7 @@ class Learner:
         if recipe.ema:
             self._average = AveragedModel(self.network, multi_avg_fn=_averaging(recipe.ema), use_buffers=True)
         self._always_frozen = self.network.frozen
+        self._half = bfloat16_pays(self.network, device)
         self._parallel = _parallel(self.network)
 
     def thaw(self, progress: float) -> None:
@@ -69,8 +70,7 @@ class Learner:
         images, targets = batches.batch(self.step)
         images = self._augment(images, batches.share(self._augment.draws(self.step, batches.size)))
         images, targets = mix(images, targets, self.recipe, self._seed, self.step)
-        cuda = self.device.type == "cuda"
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=cuda):
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._half):
             logits = self._parallel(images.contiguous(memory_format=torch.channels_last))
         loss = F.cross_entropy(
             logits.float(), targets, weight=self._weights, label_smoothing=self.recipe.label_smoothing
@@ -182,6 +182,17 @@ def _finite(steps: list[tuple[Tensor, float]], learner: Learner, batches: Feed) 
             "lower lr or clip, or look at these faces"
         )
     return found.sum()
+
+
+def bfloat16_pays(network: Network, device: torch.device) -> bool:
+    """Whether a step is faster under autocast to bfloat16: on GPUs, and on CPUs with a matrix unit for it (AMX).
+
+    Not on a CPU where the network has grouped convolutions: torch's gradients of depthwise ones are slower in bfloat16.
+    """
+    if device.type != "cpu":
+        return True
+    grouped = any(isinstance(layer, nn.Conv2d) and layer.groups > 1 for layer in network.modules())
+    return bool(torch.cpu.get_capabilities().get("amx_bf16", False)) and not grouped
 
 
 def everywhere(true: Tensor) -> bool:

@@ -21,7 +21,7 @@ from fer_scale.learning.batches import Batches
 from fer_scale.learning.budget import Budget
 from fer_scale.learning.checkpoints import Checkpoints
 from fer_scale.learning.configuration import Configuration
-from fer_scale.learning.loop import DivergedError, Learner, anneal, fit
+from fer_scale.learning.loop import DivergedError, Learner, anneal, bfloat16_pays, fit
 from fer_scale.learning.recipe import Recipe
 from fer_scale.learning.stream import StreamedBatches
 
@@ -80,6 +80,15 @@ def test_every_epoch_takes_each_face_once_in_another_order(faces: Faces) -> None
     epochs = [np.concatenate([batches.indices(e * 6 + at) for at in range(6)]) for e in range(2)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(96))
     assert list(epochs[0]) != list(epochs[1])
+
+
+def test_a_cpu_with_a_matrix_unit_trains_dense_networks_in_bfloat16_and_depthwise_ones_in_float32(faces: Faces) -> None:
+    learner, batches = make(RECIPE, faces)
+    depthwise = build(Configuration.from_dict({"family": "efficientnet", "network": {"weights": "none"}}), 2)
+    assert bfloat16_pays(learner.network, CPU) == torch.cpu.get_capabilities().get("amx_bf16", False)
+    assert not bfloat16_pays(depthwise, CPU)
+    learner.train_step(batches, 1.0)
+    assert {parameter.dtype for parameter in learner.network.parameters()} == {torch.float32}
 
 
 def test_a_batch_larger_than_the_split_is_the_split(faces: Faces) -> None:
