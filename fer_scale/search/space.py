@@ -71,7 +71,8 @@ def suggest(trial: optuna.Trial, families: Sequence[str], fixed: Mapping[str, An
         size=own.choice("size", family.INPUTS["size"]),
         channels=own.choice("channels", family.INPUTS["channels"]),
     )
-    drawn = Configuration(family=name, network=network, preprocessing=preprocessing, recipe=suggest_recipe(shared))
+    recipe = suggest_recipe(shared, pictures=getattr(network, "unfreeze", None) != 0)
+    drawn = Configuration(family=name, network=network, preprocessing=preprocessing, recipe=recipe)
     further = {key: given for key, given in fixed.items() if key not in own.asked | shared.asked | set(BY_OPTIMIZER)}
     put = {}
     for key, given in further.items():  # what a search does not draw, such as ema
@@ -94,10 +95,10 @@ def _nearest(value: Any, given: Any) -> Any:
     return min(max(value, given["low"]), given["high"]) if isinstance(given, dict) else given
 
 
-def suggest_recipe(pick: Pick) -> Recipe:
-    """Draw how to fit."""
+def suggest_recipe(pick: Pick, *, pictures: bool) -> Recipe:
+    """Draw how to fit; what changes the pictures only where they are seen, and not a frozen backbone's features."""
     optimizer = pick.choice("optimizer", ["sgd", "adamw"])
-    mixup = pick.choice("mixup", [0.0, 0.2])
+    mixup = pick.choice("mixup", [0.0, 0.2]) if pictures else 0.0
     values: dict[str, Any] = {
         "optimizer": optimizer,
         "lr": pick.float(f"{optimizer}.lr", *RATES[optimizer], log=True),
@@ -106,8 +107,8 @@ def suggest_recipe(pick: Pick) -> Recipe:
         "batch_size": pick.choice("batch_size", [32, 64, 128]),
         "label_smoothing": pick.float("label_smoothing", 0.0, 0.2),
         "mixup": mixup,
-        "cutmix": 0.0 if mixup else pick.choice("cutmix", [0.0, 1.0]),
-        "augmentation": pick.float("augmentation", 0.3, 1.5),
+        "cutmix": 0.0 if mixup or not pictures else pick.choice("cutmix", [0.0, 1.0]),
+        "augmentation": pick.float("augmentation", 0.3, 1.5) if pictures else 0.0,
         "class_weighting": pick.choice("class_weighting", [0.0, 0.5]),
         "layer_decay": pick.float("layer_decay", 0.6, 1.0),
     }

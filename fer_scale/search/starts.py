@@ -22,8 +22,9 @@ STARTS: dict[str, dict[str, Any]] = {
         "recipe": SGD,
     },
     "efficientnet": {
-        "network": {"dense": "none", "dropout": 0.3},
+        "network": {"dropout": 0.5},
         "preprocessing": {"size": 96, "channels": 1},
+        "recipe": {"lr": 2e-3},
     },
     "cnn2": {"preprocessing": {"size": 48, "channels": 1}, "recipe": SGD},
     "complex_cnn": {"preprocessing": {"size": 48, "channels": 1}, "recipe": SGD},

@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
-from fer_scale.bundle import build
 from fer_scale.faces.store import Faces
+from fer_scale.families.network import Network
 from fer_scale.learning import metrics
 from fer_scale.learning.batches import Feed
-from fer_scale.learning.configuration import Configuration
 from fer_scale.learning.loop import Learner, fit
+from fer_scale.learning.recipe import Recipe
 
 MEASURED_STEPS = 3
 SCORING = 0.04
@@ -19,7 +19,7 @@ SCORING = 0.04
 
 
 class Trial:
-    """One fit of a search: a configuration, fitted with so much compute and scored on val.
+    """One fit of a search: a network, fitted with so much compute and scored on val.
 
     The cost of a step is measured first, in seconds of this process's CPUs where the device is one, so that a busy
     neighbour does not change how much a fit is given. From then on the fit is a number of steps, and the learning rate
@@ -28,7 +28,8 @@ class Trial:
 
     def __init__(
         self,
-        configuration: Configuration,
+        network: Network,
+        recipe: Recipe,
         batches: Feed,
         counts: Sequence[int],
         val: Callable[[], Iterable[Faces]],
@@ -37,11 +38,7 @@ class Trial:
         seed: int,
         device: torch.device,
     ) -> None:
-        torch.manual_seed(seed)
-        network = build(configuration, len(counts))
-        self.learner = Learner(network, configuration.recipe, class_counts=list(counts), seed=seed, device=device)
-        self.weights = network.weights
-        self.parameters = sum(parameter.numel() for parameter in network.parameters())
+        self.learner = Learner(network, recipe, class_counts=list(counts), seed=seed, device=device)
         self.compute_seconds = 0.0
         self.steps = MEASURED_STEPS + 1
         """Of the whole fit, known once it is measured."""
@@ -95,8 +92,6 @@ class Trial:
     def facts(self) -> dict[str, Any]:
         """What a row of the trials table says of the fit so far."""
         return {
-            "parameters": self.parameters,
-            "weights": self.weights,
             "images_seen": self.learner.step * self._batches.size,
             "compute_seconds": round(self.compute_seconds, 3),
         }

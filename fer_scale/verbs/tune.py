@@ -2,12 +2,11 @@
 
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
 import ray.tune
-import torch
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -15,18 +14,13 @@ from fer_scale import storage
 from fer_scale.cluster import Cluster, connected, variables
 from fer_scale.console import set_quiet
 from fer_scale.durations import parse_bytes, parse_seconds
-from fer_scale.errors import FerScaleError, InputError
-from fer_scale.faces.images import Preprocessing
-from fer_scale.faces.store import Faces, Store
-from fer_scale.faces.windows import Windows, decoded_bytes
+from fer_scale.errors import InputError
+from fer_scale.faces.store import Store
 from fer_scale.families import FAMILIES
-from fer_scale.learning.batches import Batches, Feed
-from fer_scale.learning.configuration import Configuration
-from fer_scale.learning.stream import StreamedBatches
 from fer_scale.search.record import Search
 from fer_scale.search.space import check_fixed
 from fer_scale.search.space import read as read_space
-from fer_scale.search.trial import Trial
+from fer_scale.verbs.tune_trial import Climber, Pictures
 
 UNLIMITED = 10**9
 MEMORY_PARTS = 8
@@ -40,79 +34,6 @@ SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",  # the new reporter prints boxes even at verbose=0
 }
 """What Ray Tune reads from the environment."""
-
-
-@ray.remote(num_cpus=0)
-class Pictures:
-    """Decodes a split once for each input size and lays it into the object store, where trials share it."""
-
-    def __init__(self, store: str) -> None:
-        self._store = Store.open(store)
-        self._refs: dict[tuple[str, Preprocessing], list[Any]] = {}
-
-    def faces(self, split: str, preprocessing: Preprocessing) -> list[Any]:
-        """The reference to one split's :class:`Faces`, in a list so that Ray does not resolve it on the way."""
-        key = (split, preprocessing)
-        if key not in self._refs:
-            self._refs[key] = [ray.put(self._store.faces(split, preprocessing))]
-        return self._refs[key]
-
-
-class Climber(ray.tune.Trainable):
-    """A Ray Tune trial is one fit, in one step. The actor is kept from one fit to the next, with its imports."""
-
-    def setup(
-        self,
-        config: dict[str, Any],
-        pictures: Any = None,
-        store: str = "",
-        memory_limit: float = 0,
-        threads: int = 1,
-        gpu: bool = False,
-    ) -> None:
-        """Called once an actor."""
-        torch.set_num_threads(threads)
-        self._device = torch.device("cuda" if gpu else "cpu")
-        self._pictures = pictures
-        self._store = Store.open(store)
-        self._memory_limit = memory_limit
-        self._config = config
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Called for every further fit on the same actor."""
-        self._config = new_config
-        return True
-
-    def step(self) -> dict[str, Any]:
-        """The fit; whatever goes wrong becomes the reason in the trial's row."""
-        trial: Trial | None = None
-        began = time.time()
-        try:
-            configuration = Configuration.from_dict(self._config["configuration"])
-            compute, seed = self._config["compute"], self._config["seed"]
-            batches, val = self._data(configuration, seed)
-            counts = [self._store.counts["train"].get(name, 0) for name in self._store.classes]
-            trial = Trial(configuration, batches, counts, val, compute=compute, seed=seed, device=self._device)
-            trial.measure()
-            share = trial.run(self._config["deadline"])
-            return {**trial.score(), "share": share, "seconds": time.time() - began, "done": True}
-        except (FerScaleError, RuntimeError, MemoryError, ValueError) as error:
-            reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-            return {"reason": reason, "done": True, **(trial.facts() if trial else {})}
-
-    def _data(self, configuration: Configuration, seed: int) -> tuple[Feed, Callable[[], Iterable[Faces]]]:
-        """Batches of train and val's faces: shared with all trials, or read as the fit goes where they are too many."""
-        inputs, size, classes = configuration.preprocessing, configuration.recipe.batch_size, len(self._store.classes)
-        if decoded_bytes(self._store, inputs) > self._memory_limit:
-            windows = Windows(self._store, "train", inputs, batch_size=size, seed=seed)
-            return StreamedBatches(windows, classes, self._device), lambda: self._store.parts("val", inputs)
-        train, val = (self._faces(split, inputs) for split in ("train", "val"))
-        return Batches(train, classes, size, seed, self._device), lambda: [val]
-
-    def _faces(self, split: str, preprocessing: Preprocessing) -> Faces:
-        (ref,) = ray.get(self._pictures.faces.remote(split, preprocessing))
-        faces: Faces = ray.get(ref)
-        return faces
 
 
 class Proposer(Searcher):

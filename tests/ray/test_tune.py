@@ -13,6 +13,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import ray
+import timm
+from safetensors.torch import save_file
 
 import fer_scale
 from fer_scale.cluster import connected
@@ -125,6 +127,18 @@ def test_a_trial_that_fails_is_a_row_with_a_reason(store: Path, tmp_path: Path) 
     assert failed["status"] == "failed"
     assert nowhere in failed["reason"]
     assert failed["accuracy"] is None
+
+
+@pytest.mark.slow
+def test_trials_of_a_head_share_the_features_of_their_backbone(store: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "resnet10t.safetensors"
+    save_file(timm.create_model("resnet10t", in_chans=1).state_dict(), weights)
+    fix = {"resnet.weights": str(weights), "resnet.variant": "resnet10t", "resnet.unfreeze": 0, "channels": 1, "size": 24}
+    still = {"augmentation": 0.0, "mixup": 0.0, "cutmix": 0.0, "batch_size": 32}
+    out = tmp_path / "s"
+    fer_scale.tune(store, out=out, families=["resnet"], fix=fix | still, time_budget=40, max_trials=2, quiet=True)
+    # a pass through the backbone takes milliseconds a face, so that only a head alone sees so many
+    assert max(row["images_seen"] / row["compute_seconds"] for row in trials(out)) > 5000
 
 
 @pytest.mark.slow

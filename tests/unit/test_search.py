@@ -1,5 +1,7 @@
 """A search without Ray: the space, the study's memory, a trial's rungs, the record and its resume."""
 
+import copy
+import dataclasses
 import json
 import time
 from collections.abc import Sequence
@@ -15,6 +17,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from fer_scale import storage
+from fer_scale.bundle import build
 from fer_scale.errors import InputError
 from fer_scale.faces.images import Preprocessing
 from fer_scale.faces.sample import draw
@@ -23,9 +26,11 @@ from fer_scale.faces.windows import Windows
 from fer_scale.families import FAMILIES
 from fer_scale.learning.batches import Batches, Feed
 from fer_scale.learning.configuration import Configuration
+from fer_scale.learning.loop import Learner, fit
 from fer_scale.learning.stream import StreamedBatches
 from fer_scale.search import price
 from fer_scale.search import study as study_module
+from fer_scale.search.features import backbone, features, head_alone, head_of
 from fer_scale.search.journal import Journal, read
 from fer_scale.search.ladder import Choice, Policy, Rungs
 from fer_scale.search.record import Search
@@ -276,7 +281,8 @@ def trial(store: Store, compute: float, streamed: bool = False) -> Trial:
     if streamed:
         feed = StreamedBatches(Windows(store, "train", inputs, batch_size=8, seed=0), 4, CPU)
     counts = [store.counts["train"][name] for name in store.classes]
-    made = Trial(configuration, feed, counts, lambda: store.parts("val", inputs), compute=compute, seed=0, device=CPU)
+    network, recipe = build(configuration, len(counts)), configuration.recipe
+    made = Trial(network, recipe, feed, counts, lambda: store.parts("val", inputs), compute=compute, seed=0, device=CPU)
     made.measure()
     return made
 
@@ -295,6 +301,49 @@ def test_a_store_larger_than_memory_is_read_as_the_fit_goes(store: Store) -> Non
     assert score["images_seen"] > 0
     assert 0 <= score["accuracy_low"] <= score["accuracy"] <= score["accuracy_high"] <= 1
     assert streamed._batches.steps_per_epoch == whole._batches.steps_per_epoch
+
+
+def test_a_head_fitted_on_features_is_the_head_of_the_whole_network(store: Store) -> None:
+    shape = {"variant": "slim10", "width": 0.25, "dense": "8", "dropout": 0.0, "weights": "none"}
+    recipe = {"augmentation": 0.0, "batch_size": 8, "optimizer": "sgd", "lr": 0.3, "ema": 0.0}
+    configuration = Configuration.from_dict({"family": "resnet", "network": shape, "recipe": recipe})
+    inputs, counts = configuration.preprocessing, [1, 1, 1, 1]
+    train, val = store.faces("train", inputs), store.faces("val", inputs)
+    torch.manual_seed(0)
+    network = build(configuration, 4)
+    assert not head_alone(network, configuration.recipe)
+    network.freeze(len(network.stages) - 1)
+    assert head_alone(network, configuration.recipe)
+    assert not head_alone(network, dataclasses.replace(configuration.recipe, augmentation=1.0))
+    other, before = copy.deepcopy(network), copy.deepcopy(network)
+    for fitted, faces in ((head_of(network), features(network, train, CPU)), (other, train)):
+        learner = Learner(fitted, configuration.recipe, class_counts=counts, seed=0, device=CPU)
+        fit(learner, Batches(faces, 4, 8, 0, CPU), 12, lambda step: step / 12)
+    with torch.inference_mode():
+        pictures = torch.from_numpy(val.images)
+        mine, whole, first = (one.eval()(pictures) for one in (network, other, before))
+    torch.testing.assert_close(mine, whole, rtol=0, atol=5e-2)  # steps may run in bfloat16
+    assert float((mine - first).abs().max()) > 0.1
+
+
+def test_features_are_shared_by_heads_and_by_nothing_else() -> None:
+    def named(**changed: Any) -> str:
+        configuration = Configuration.from_dict({"family": "resnet", "network": {"weights": "none", **changed}})
+        return backbone(configuration, build(configuration, 4))
+
+    assert named() == named(dense="none") == named(dropout=0.5) == named(unfreeze=0)
+    assert len({named(), named(cut=3), named(stem=1), named(variant="resnet10t")}) == 4
+
+
+def test_what_trains_the_head_alone_draws_nothing_that_changes_pictures() -> None:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    drawn = [suggest(study.ask(), ["efficientnet"], {}) for _ in range(60)]
+    heads = [one for one in drawn if one.network.unfreeze == 0]
+    assert heads
+    assert len(heads) < len(drawn)
+    for one in drawn:
+        still = not (one.recipe.augmentation or one.recipe.mixup or one.recipe.cutmix)
+        assert still == (one.network.unfreeze == 0)
 
 
 def test_a_deadline_shortens_a_fit_and_its_schedule(store: Store) -> None:
