@@ -8,6 +8,8 @@ nodes-1, -2, -4   a cluster of so many raylets of two actors each. The pipeline,
                   play eight. Wanted: throughput a node at least 0.9 of that of one node.
 blocks-N          N work units that cost nothing: what Ray's scheduling of a unit takes.
 driver-N          a manifest of N rows, some fifty bytes each on disk: listing, ledger and summary, without Ray.
+keys-N            the driver's memory for N objects of a bucket: each unit of them entered, read back by a restart, and
+                  found finished. What a listing holds at a time is left out: it does not grow.
 
 Each part is a process of its own, whose peak memory is its own. About 1.5 minutes a part, driver-10000000 about six.
 What is found goes into benchmarks/results/scale.json and into the table of docs/scale.md.
@@ -49,7 +51,7 @@ from fer_scale.labelling.merging import settle_view
 from fer_scale.labelling.parts import part_path
 from fer_scale.labelling.reading import Reader
 from fer_scale.labelling.sources import UNIT, Source
-from fer_scale.labelling.units import Unit
+from fer_scale.labelling.units import Item, Unit
 from fer_scale.labelling.worker import Worker
 from fer_scale.storage import write_bytes
 from fer_scale.verbs.label_stream import Job, Labeller, _listing, messages, row, worker_of
@@ -62,6 +64,7 @@ PARTS = (
     "blocks-1000",
     "blocks-10000",
     "driver-10000000",
+    "keys-200000000",
 )
 ACTORS = 2
 """A node."""
@@ -69,6 +72,8 @@ UNITS = 30
 """An actor."""
 ROWS = 16
 """Images that a simulated unit really holds; it takes as long as one of `UNIT`."""
+LISTED = 1099
+"""Images a unit on average where a folder is listed."""
 RATE = 683.0
 """Images a second and core, as measured (docs/costs.md)."""
 LATENCY = 0.03
@@ -228,6 +233,36 @@ def driver(count: int, folder: Path) -> dict[str, Any]:
     return found | {"peak_mib": peak()}
 
 
+def keys(count: int, folder: Path) -> dict[str, Any]:
+    """The driver's memory, whose units are as many as a listing of so many objects is cut into."""
+    units, out, template = round(count / LISTED), str(folder / "out"), one_entry(folder / "one")
+    before, ledger, seen = peak(), Ledger(out), set()
+
+    def listed() -> Iterator[Unit]:
+        for n in range(units):
+            yield Unit("files", "faces/", "", str(n), 0, 1, (Item(f"{n:09d}/face.png", "face.png", 2500, f"{n:032x}"),))
+
+    held = []
+    for at, (unit, _) in enumerate(Plan({}, set()).match(listed())):
+        seen.add(unit.key)
+        held.append({**template, "key": unit.key, "part": unit.part, "span": unit.span, "inputs": LISTED})
+        held[-1].update(labelled=LISTED, faces=LISTED)
+        if len(held) == UNITS or at == units - 1:
+            ledger.commit(held, 2.0)
+            held = []
+    found = {"keys": count, "units": units, "peak_mib_before": before, "peak_mib_of_the_run": peak()}
+    del ledger, seen  # a restart is another process
+    seconds, loaded = timed(lambda: Ledger(out))
+    plan = Plan(loaded.entries, {entry["part"] for entry in loaded.entries.values()})
+    if any(to_do for _, to_do in plan.match(listed())):
+        raise SystemExit("units are to be done again")
+    loaded.keep(list(loaded.entries))
+    summary = results.summarise(loaded, {"settings": {"model_id": "sleeping"}, "run_id": "scale"}, 0, None)
+    if summary["inputs"] != units * LISTED:
+        raise SystemExit(f"{summary['inputs']} inputs of {units * LISTED}")
+    return found | {"seconds_loading_the_ledger": seconds, "peak_mib_of_the_restart": peak()}
+
+
 def manifest(folder: Path, rows: int) -> None:
     """A manifest with an ETag and a size for each URI, in files of a million."""
     folder.mkdir()
@@ -279,7 +314,7 @@ def size(folder: Path, digits: int = 1) -> float:
 def measure(part: str) -> dict[str, Any]:
     kind, _, count = part.partition("-")
     with tempfile.TemporaryDirectory(prefix="fs-scale-") as folder:
-        return {"nodes": nodes, "blocks": blocks, "driver": driver}[kind](int(count), Path(folder))
+        return {"nodes": nodes, "blocks": blocks, "driver": driver, "keys": keys}[kind](int(count), Path(folder))
 
 
 def main() -> None:

@@ -37,6 +37,9 @@ def table(found: dict[str, Any]) -> str:
         rows.append(
             ("peak memory", f"{one['peak_mib']:,.0f} MiB", f"{one['peak_mib_before']:,.0f} before the first row")
         )
+    if one := found.get("keys-200000000"):
+        figure = f"{one['peak_mib_of_the_run']:,.0f} MiB, {one['peak_mib_of_the_restart']:,.0f} MiB after a restart"
+        rows.append(("keys: 200,000,000, the driver's peak memory", figure, f"{one['units']:,} units"))
     where = f"{found['hardware']}, {found['date']}"
     lines = [("simulated", "figure", where), ("---", "---", "---"), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

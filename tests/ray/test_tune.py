@@ -133,7 +133,13 @@ def test_a_trial_that_fails_is_a_row_with_a_reason(store: Path, tmp_path: Path) 
 def test_trials_of_a_head_share_the_features_of_their_backbone(store: Path, tmp_path: Path) -> None:
     weights = tmp_path / "resnet10t.safetensors"
     save_file(timm.create_model("resnet10t", in_chans=1).state_dict(), weights)
-    fix = {"resnet.weights": str(weights), "resnet.variant": "resnet10t", "resnet.unfreeze": 0, "channels": 1, "size": 24}
+    fix = {
+        "resnet.weights": str(weights),
+        "resnet.variant": "resnet10t",
+        "resnet.unfreeze": 0,
+        "channels": 1,
+        "size": 24,
+    }
     still = {"augmentation": 0.0, "mixup": 0.0, "cutmix": 0.0, "batch_size": 32}
     out = tmp_path / "s"
     fer_scale.tune(store, out=out, families=["resnet"], fix=fix | still, time_budget=40, max_trials=2, quiet=True)
