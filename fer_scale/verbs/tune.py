@@ -23,6 +23,8 @@ from fer_scale.search.space import read as read_space
 from fer_scale.verbs.tune_trial import Climber, Pictures
 
 UNLIMITED = 10**9
+OVERTIME = 60.0
+"""Seconds after the deadline at which a search ends whose fits have not: they found no CPU, or hang."""
 MEMORY_PARTS = 8
 """Without a memory limit, decoded faces of one input size have one part of so many: several sizes are shared."""
 SETTINGS = {
@@ -161,7 +163,7 @@ def tune(
                 gpu=gpus > 0,
             )
             resources = {"cpu": cpus_per_trial, "gpu": gpus}
-            _run(ray.tune.with_resources(trial, resources), Proposer(search), slots)
+            _run(ray.tune.with_resources(trial, resources), Proposer(search), slots, deadline + OVERTIME)
             return search.finish()
 
 
@@ -170,7 +172,7 @@ def _here() -> NodeAffinitySchedulingStrategy:
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
-def _run(trial: Any, proposer: Proposer, slots: int) -> None:
+def _run(trial: Any, proposer: Proposer, slots: int, end: float) -> None:
     """Run Ray Tune until the proposer has no more. Its own files are scratch: nothing is ever restored from them."""
     with tempfile.TemporaryDirectory(prefix="fer_scale-tune-") as scratch, variables(SETTINGS):
         ray.tune.Tuner(
@@ -182,6 +184,7 @@ def _run(trial: Any, proposer: Proposer, slots: int) -> None:
                 num_samples=UNLIMITED,
                 max_concurrent_trials=slots,
                 reuse_actors=True,
+                time_budget_s=max(end - time.time(), 1.0),
             ),
             run_config=ray.tune.RunConfig(
                 storage_path=scratch,

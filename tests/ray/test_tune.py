@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import timm
+from ray.util.placement_group import placement_group, remove_placement_group
 from safetensors.torch import save_file
 
 import fer_scale
@@ -127,6 +128,19 @@ def test_a_trial_that_fails_is_a_row_with_a_reason(store: Path, tmp_path: Path) 
     assert failed["status"] == "failed"
     assert nowhere in failed["reason"]
     assert failed["accuracy"] is None
+
+
+def test_a_search_that_gets_no_cpu_ends_all_the_same(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fer_scale.verbs.tune.OVERTIME", 1.0)
+    everything = placement_group([{"CPU": ray.cluster_resources()["CPU"]}])
+    ray.get(everything.ready())
+    try:
+        with pytest.raises(InputError, match="without one scored trial"):
+            fer_scale.tune(store, out=tmp_path / "s", time_budget=3, **OPTIONS)
+    finally:
+        remove_placement_group(everything)
 
 
 @pytest.mark.slow
