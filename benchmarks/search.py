@@ -47,7 +47,7 @@ from fer_scale.learning.configuration import Configuration
 from fer_scale.learning.loop import Learner, fit
 from fer_scale.search.journal import read
 from fer_scale.search.space import suggest
-from fer_scale.verbs.tune import Pictures
+from fer_scale.verbs.tune_trial import Pictures
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "benchmarks/results/search.json"
