@@ -22,7 +22,7 @@ CONFIGURATION = {
     "test_time_flip": True,
 }
 WORKERS = 2
-"""Of one thread each: on two cores a fifth faster than one of two threads."""
+"""Of one thread each."""
 VOTED = "neutral,happiness,surprise,sadness,anger,disgust,fear,contempt,unknown,not-a-face"
 LABELS = {
     "fer2013": RENAMED,
