@@ -135,7 +135,7 @@ def test_what_a_model_takes_for_other_is_never_accepted(session: None, tmp_path:
     configuration = {
         "family": "resnet",
         "network": small,
-        "recipe": {"batch_size": 16, "lr": 3e-3, "augmentation": 0.3},
+        "recipe": {"batch_size": 16, "lr": 6e-3, "augmentation": 0.3, "ema": 0.9},
     }
     where = {"store": str(tmp_path / "store"), "checkpoints": str(tmp_path / "fit"), "init_from": None}
     how: dict[str, Any] = {"epochs": 10, "seconds": None, "seed": 0, "threads": 1, "gpu": False, "streamed": False}
@@ -144,7 +144,7 @@ def test_what_a_model_takes_for_other_is_never_accepted(session: None, tmp_path:
     (tmp_path / "bundle").mkdir()
     finish(plan, tmp_path / "bundle")
     out = tmp_path / "out"
-    run = label(tmp_path / "bundle", tmp_path / "faces", out, include="*.png", max_error=0.4, quiet=True)
+    run = label(tmp_path / "bundle", tmp_path / "faces", out, include="*.png", max_error=0.5, quiet=True)
     rows = pd.read_parquet(out / "labels")
     assert run["labels"]["other"] > 20, "the model knows the class"
     assert not rows.loc[rows["label"] == "other", "accepted"].any()

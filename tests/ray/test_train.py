@@ -180,6 +180,7 @@ def test_a_killed_worker_is_replaced_and_goes_on(store: Path, config: Path, tmp_
     assert list(pd.read_parquet(out / "curve.parquet")["epoch"]) == list(range(1, 13))
 
 
+@pytest.mark.slow
 def test_a_killed_fit_goes_on_from_its_last_checkpoint(store: Path, config: Path, tmp_path: Path) -> None:
     out = tmp_path / "b"
     command = [sys.executable, "-m", "fer_scale", "train", str(store), "--out", str(out), "--config", str(config)]
