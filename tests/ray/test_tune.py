@@ -14,16 +14,20 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import timm
+import torch
 from ray.util.placement_group import placement_group, remove_placement_group
 from safetensors.torch import save_file
 
 import fer_scale
+from fer_scale.bundle import build
 from fer_scale.cluster import connected
 from fer_scale.errors import InputError
 from fer_scale.faces.sample import draw
+from fer_scale.families.network import Network
 from fer_scale.learning.configuration import Configuration
 from fer_scale.search import price
 from fer_scale.search.rows import TRIALS_SCHEMA
+from fer_scale.verbs.tune_trial import Climber, Pictures
 
 SMALL = {"size": 48, "batch_size": 32, "cnn1.width": 0.25, "cnn2.width": 0.25}
 OPTIONS: dict[str, Any] = {"families": ["cnn1", "cnn2"], "fix": SMALL, "quiet": True}
@@ -143,22 +147,28 @@ def test_a_search_that_gets_no_cpu_ends_all_the_same(
         remove_placement_group(everything)
 
 
-@pytest.mark.slow
 def test_trials_of_a_head_share_the_features_of_their_backbone(store: Path, tmp_path: Path) -> None:
     weights = tmp_path / "resnet10t.safetensors"
     save_file(timm.create_model("resnet10t", in_chans=1).state_dict(), weights)
-    fix = {
-        "resnet.weights": str(weights),
-        "resnet.variant": "resnet10t",
-        "resnet.unfreeze": 0,
-        "channels": 1,
-        "size": 24,
-    }
-    still = {"augmentation": 0.0, "mixup": 0.0, "cutmix": 0.0, "batch_size": 32}
-    out = tmp_path / "s"
-    fer_scale.tune(store, out=out, families=["resnet"], fix=fix | still, time_budget=40, max_trials=2, quiet=True)
-    # a pass through the backbone takes milliseconds a face, so that only a head alone sees so many
-    assert max(row["images_seen"] / row["compute_seconds"] for row in trials(out)) > 5000
+    shape = {"variant": "resnet10t", "weights": str(weights), "unfreeze": 0}
+    values = {"family": "resnet", "network": shape, "preprocessing": {"size": 24, "channels": 1}}
+    configuration = Configuration.from_dict({**values, "recipe": {"augmentation": 0.0, "batch_size": 8}})
+    climber, pictures = Climber.__new__(Climber), Pictures.remote(str(store))  # type: ignore[attr-defined]
+
+    def fitted_on(network: Network, left: float) -> tuple[Network, torch.Tensor]:
+        climber.setup({"deadline": time.time() + left}, pictures, str(store), memory_limit=1e9)
+        fitted, feed, _ = climber._data(configuration, network, seed=0)
+        return fitted, feed.batch(0)[0]
+
+    network = build(configuration, 4)
+    fitted, whole = fitted_on(network, left=0)  # no time for features: pictures, and all of the network
+    assert fitted is network
+    head, seen = fitted_on(network, left=3600)
+    assert head.head is network.head
+    with torch.inference_mode():
+        torch.testing.assert_close(seen[:, :, 0, 0], network.eval().features(whole), rtol=1e-3, atol=1e-3)
+    torch.nn.init.zeros_(next(network.backbone.parameters()))
+    assert fitted_on(network, left=3600)[1].equal(seen), "computed once"
 
 
 @pytest.mark.slow
