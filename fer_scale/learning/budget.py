@@ -32,9 +32,13 @@ class Budget:
         """The share that is spent before a step."""
         if self._steps is not None:
             return step / self._steps
-        share = torch.tensor(self.used / (self._seconds or 1.0), dtype=torch.float64)
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-            share = share.to(device)
-            dist.broadcast(share, src=0)
-        return float(share)
+        return from_first(self.used / (self._seconds or 1.0))[0]
+
+
+def from_first(*values: float) -> list[float]:
+    """The numbers that the first worker has, on every worker."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return list(values)
+    told = torch.tensor(values, dtype=torch.float64, device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.broadcast(told, src=0)
+    return list(told.tolist())

@@ -1,5 +1,6 @@
 """From the best checkpoint of a fit to the bundle: temperature, figures on val, model card."""
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,27 @@ from fer_scale.learning.loop import logits
 from fer_scale.provenance import provenance
 
 CPU = torch.device("cpu")
+OTHER_SECONDS = 30.0
+"""Of what :func:`finish` and the command around it take, all but answering val and calib: the export most of all."""
+MEASURED = 64
+"""Faces that are answered to know what one takes."""
+SLACK = 1.3
+"""On the time that is measured: faces are also read and decoded, and the machine is not always as idle."""
+
+
+def seconds_needed(configuration: Configuration, faces: Store) -> float:
+    """About what is left to do after a fit's last step began: measured on this machine, to be kept back of its time."""
+    network, inputs = bundle.build(configuration, len(faces.classes), weights="none"), configuration.preprocessing
+    images = np.zeros((MEASURED, inputs.channels, inputs.size, inputs.size), dtype=np.uint8)
+    took = []
+    for _ in range(3):
+        began = time.monotonic()
+        logits(network, images, CPU)
+        took.append(time.monotonic() - began)
+    val, calib = (sum(faces.counts.get(split, {}).values()) for split in ("val", "calib"))
+    # the last step takes about four answers a face, then the fit scores val, and finish() answers val and calib
+    rows = 4 * configuration.recipe.batch_size + 2 * val + calib
+    return OTHER_SECONDS + SLACK * rows * min(took) / MEASURED
 
 
 def finish(plan: Plan, directory: Path) -> None:

@@ -25,15 +25,13 @@ from fer_scale.faces.windows import decoded_bytes
 from fer_scale.learning.checkpoints import Checkpoints
 from fer_scale.learning.configuration import Configuration
 from fer_scale.learning.epochs import Plan, begin, run
-from fer_scale.learning.finish import finish
+from fer_scale.learning.finish import finish, seconds_needed
 from fer_scale.search.price import pick as picked
 from fer_scale.verbs.train_stream import READER_CPUS, opened, readers
 
 DEFAULT_EPOCHS = 24
 MAX_FAILURES = 3
 """Workers that may die, for each where their number is elastic: there machines are meant to go."""
-FINISHING_SECONDS = 40.0
-"""Kept back of a time budget for the temperature, the export and the publication."""
 
 
 def train(
@@ -89,7 +87,7 @@ def train(
             more asked for than the cluster has.
     """
     set_quiet(quiet)
-    began = time.monotonic()
+    began = time.time()
     store, out = storage.normal(store), storage.normal(out)
     configuration = _configuration(from_search, family, config, pick, min_accuracy)
     if test_time_flip:
@@ -104,7 +102,7 @@ def train(
     storage.check_output(out, overwrite=overwrite, resume=resume, inputs=inputs)
     if resume and storage.exists(storage.join(out, "config.json")):
         say(f"{out} is a finished bundle: nothing left to do")
-        return _summary(Bundle.load(out), out, time.monotonic() - began)
+        return _summary(Bundle.load(out), out, time.time() - began)
     with connected(cpus=low) as cluster:
         threads = cluster.threads(high)
         plan = Plan(
@@ -112,7 +110,8 @@ def train(
             checkpoints=storage.join(out, "fit"),
             configuration=configuration.to_dict(),
             epochs=(epochs or DEFAULT_EPOCHS) if seconds is None else None,
-            seconds=seconds and max(seconds - (time.monotonic() - began) - FINISHING_SECONDS, seconds / 2),
+            seconds=seconds and max(seconds - seconds_needed(configuration, faces), seconds / 2),
+            began=began,
             init_from=storage.normal(init_from) if init_from else None,
             seed=seed,
             threads=threads,
@@ -130,7 +129,7 @@ def train(
         _fit(plan, low, high)
         with storage.publishing(out, overwrite=True, last="config.json") as staging:
             finish(plan, staging)
-    return _summary(Bundle.load(out), out, time.monotonic() - began)
+    return _summary(Bundle.load(out), out, time.time() - began)
 
 
 def _worker(told: dict[str, Any]) -> FerScaleError | None:
