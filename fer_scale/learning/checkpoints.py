@@ -3,9 +3,11 @@
 import json
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save
 
 from fer_scale import storage
+from fer_scale.errors import InputError, MissingPathError
 from fer_scale.learning.loop import Learner
 
 KEPT = 2
@@ -49,9 +51,29 @@ class Checkpoints:
 
     def _drop_others(self, kept: set[str]) -> None:
         for info in list(storage.list_files(self.path)):
-            if storage.name(info.path) not in kept and info.path.endswith(".safetensors"):
+            name = storage.name(info.path)
+            # what a kill left half written is named .step-*.partial-*
+            if name not in kept and (name.endswith(".safetensors") or ".partial-" in name):
                 storage.delete(info.path)
 
     def load(self, learner: Learner, state: dict[str, Any]) -> None:
-        """Put a learner back to where ``state`` was written."""
-        learner.load(storage.read_bytes(storage.join(self.path, state["files"][-1])), state["step"])
+        """Put a learner back to where ``state`` was written.
+
+        Where that file cannot be read, to the one before, and ``state`` with it. The best network stays, though its
+        row is dropped: the same steps are taken again, and write it anew.
+
+        Raises:
+            InputError: none can be read.
+        """
+        for name in reversed(state["files"]):
+            step = int(name.removeprefix("step-").removesuffix(".safetensors"))
+            try:
+                learner.load(storage.read_bytes(storage.join(self.path, name)), step)
+            except (MissingPathError, SafetensorError):
+                continue
+            if step < state["step"]:
+                curve = [row for row in state["curve"] if row["step"] <= step]
+                state |= {"files": [name], "step": step, "curve": curve, "used": curve[-1]["seconds"]}
+            return
+        received = f"{self.path} with no checkpoint that can be read"
+        raise InputError(received, f"{' or '.join(state['files'])}, whole", "begin anew with --overwrite")
