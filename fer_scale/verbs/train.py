@@ -93,10 +93,10 @@ def train(
     if test_time_flip:
         configuration = replace(configuration, test_time_flip=True)
     seconds = _budget(epochs, time_budget)
-    low, high = _workers(workers, configuration.recipe.batch_size)
     faces = Store.open(store)
     for split in ("train", "val"):
         faces.check(split)
+    low, high = _workers(workers, min(configuration.recipe.batch_size, sum(faces.counts["train"].values())))
     limit = None if memory_limit is None else parse_bytes(memory_limit, "memory-limit")
     inputs = [path for path in (store, from_search, config, init_from) if path]
     storage.check_output(out, overwrite=overwrite, resume=resume, inputs=inputs)
@@ -275,7 +275,7 @@ def _workers(workers: int | str, batch_size: int) -> tuple[int, int]:
         raise InputError(f"workers {workers}", "a number from 1 on, or a range as 2..8", "correct it")
     if 2 * int(ends[1]) > batch_size:  # batch norm takes no batch of one
         expected = f"at most {batch_size // 2}, for two faces of a batch of {batch_size} each"
-        raise InputError(f"workers {workers}", expected, "ask for fewer, or a larger batch_size")
+        raise InputError(f"workers {workers}", expected, "ask for fewer, or a larger batch_size if train has the faces")
     return int(ends[0]), int(ends[1])
 
 
