@@ -137,15 +137,19 @@ class Store:
         """
         return self.decode(self.read(split, FACES_COLUMNS), preprocessing)
 
-    def parts(self, split: str, preprocessing: Preprocessing, rows: int = 4096) -> Iterator[Faces]:
-        """The same, in the same order, some rows at a time."""
+    def parts(
+        self, split: str, preprocessing: Preprocessing, rows: int = 4096, share: tuple[int, int] = (0, 1)
+    ) -> Iterator[Faces]:
+        """The same, in the same order, some rows at a time; with a ``share`` of (rank, workers) one worker's rows."""
+        rank, workers = share
         found = self.dataset().to_batches(
             columns=FACES_COLUMNS, filter=pc.field("split") == split, batch_size=rows, batch_readahead=1,
             fragment_readahead=1,
         )  # fmt: skip
         for batch in found:
             if batch.num_rows:
-                yield self.decode(pa.Table.from_batches([batch]), preprocessing)
+                mine = batch.take(pa.array(np.arange(rank, batch.num_rows, workers)))
+                yield self.decode(pa.Table.from_batches([mine]), preprocessing)
 
     def decode(self, table: pa.Table, preprocessing: Preprocessing) -> Faces:
         """Rows with id, image, label and votes, decoded."""

@@ -2,10 +2,12 @@
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fer_scale.learning.batches import sent
 from fer_scale.learning.recipe import Recipe
 
 FLIPPED = 0.5
@@ -17,6 +19,8 @@ SHEAR = 0.08
 CONTRAST = 0.3
 BRIGHTNESS = 25.0
 CUTOUT = 0.35
+AUGMENTATION, MIXING, DROPOUT = range(1, 4)
+"""What a step draws, each from a seed of its own."""
 
 
 class Augment:
@@ -32,7 +36,7 @@ class Augment:
 
     def draws(self, step: int, batch: int) -> Tensor:
         """Uniform numbers of one global batch: float32 ``[batch, 12]`` in [0, 1)."""
-        generator = torch.Generator().manual_seed((self._seed * 1_000_003 + step) % 2**63)
+        generator = torch.Generator().manual_seed(seed_of(AUGMENTATION, self._seed, step))
         return torch.rand((batch, 12), generator=generator)
 
     def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
@@ -40,7 +44,7 @@ class Augment:
         images = images.float()
         if self.strength == 0:
             return images
-        u = draws.to(images.device, non_blocking=True)
+        u = sent(draws, images.device)
         images = F.grid_sample(
             images,
             F.affine_grid(self._affine(u), list(images.shape), align_corners=False),
@@ -82,22 +86,27 @@ class Augment:
         return torch.where(hole, images.mean(dim=(1, 2, 3), keepdim=True), images)
 
 
+def seed_of(*parts: int) -> int:
+    """A seed for torch that has nothing to do with those of other numbers from 0 on."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])
+
+
 def mix(images: Tensor, targets: Tensor, recipe: Recipe, seed: int, step: int) -> tuple[Tensor, Tensor]:
     """Pairs of pictures and their targets in one share a batch: mixup (Zhang et al. 2018) or cutmix (Yun et al. 2019).
 
     Args:
-        images: float32 ``[B, C, S, S]``.
+        images: float32 ``[B, C, S, S]``, a worker's rows: each finds its partner among them.
         targets: float32 ``[B, K]``, mixed as the pictures are.
         recipe: says which of the two, and the parameter of the Beta distribution that the share comes from.
         seed, step: all that the draw depends on.
     """
     if not recipe.mixup and not recipe.cutmix:
         return images, targets
-    generator = torch.Generator().manual_seed((seed * 7_368_787 + step) % 2**63)
+    generator = torch.Generator().manual_seed(seed_of(MIXING, seed, step))
     cut = recipe.cutmix > 0 and (recipe.mixup == 0 or bool(torch.rand((), generator=generator) < 0.5))
     gamma = torch._standard_gamma(torch.full((2,), recipe.cutmix if cut else recipe.mixup), generator=generator)
     other = 1 - float(gamma[0] / gamma.sum().clamp_min(1e-12))
-    order = torch.randperm(len(images), generator=generator).to(images.device)
+    order = sent(torch.randperm(len(images), generator=generator), images.device)
     if not cut:
         return images.lerp(images[order], other), targets.lerp(targets[order], other)
     size = images.shape[-1]

@@ -5,11 +5,11 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
 from fer_scale.faces.store import Faces
+from fer_scale.learning.workers import place
 
 
 class Feed(Protocol):
@@ -49,7 +49,7 @@ class Batches:
         self._device = device
         self._epoch = -1
         self._order: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
-        self._rank, self.workers = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self._rank, self.workers = place()
 
     def indices(self, step: int) -> npt.NDArray[np.int64]:
         """Which faces the global batch of a step holds: int64 ``[size]``."""
@@ -63,9 +63,7 @@ class Batches:
         """This worker's part: uint8 ``[B, C, S, S]`` and targets float32 ``[B, K]``, on the device."""
         mine = self.indices(step)[self._rank :: self.workers]
         images, targets = torch.from_numpy(self._faces.images[mine]), self._targets[torch.from_numpy(mine)]
-        if self._device.type == "cuda":
-            images, targets = images.pin_memory(), targets.pin_memory()
-        return images.to(self._device, non_blocking=True), targets.to(self._device, non_blocking=True)
+        return sent(images, self._device), sent(targets, self._device)
 
     def ids(self, step: int) -> list[str]:
         """Which faces those are."""
@@ -74,6 +72,11 @@ class Batches:
     def share(self, draws: Tensor) -> Tensor:
         """This worker's rows of what was drawn for the global batch."""
         return draws[self._rank :: self.workers]
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of this process's memory on a device, which is not waited for."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def targets_of(faces: Faces, num_classes: int) -> Tensor:

@@ -1,9 +1,14 @@
 """How much of a fit is done: by steps, or by the clock."""
 
+import math
 import time
 
-import torch
-import torch.distributed as dist
+from fer_scale.learning.workers import from_first, place
+
+HEARD_SECONDS = 0.5
+"""About how old the first worker's clock may be on the others: to hear it, a GPU is waited for."""
+HEARD_STEPS = 20
+"""And in steps."""
 
 
 class Budget:
@@ -22,6 +27,7 @@ class Budget:
         self._steps = steps
         self._seconds = seconds
         self._began = time.monotonic() - used
+        self._heard, self._every, self._next = -math.inf, 1, 0
 
     @property
     def used(self) -> float:
@@ -32,13 +38,16 @@ class Budget:
         """The share that is spent before a step."""
         if self._steps is not None:
             return step / self._steps
-        return from_first(self.used / (self._seconds or 1.0))[0]
+        return self.clock(step) / (self._seconds or 1.0)
 
-
-def from_first(*values: float) -> list[float]:
-    """The numbers that the first worker has, on every worker."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return list(values)
-    told = torch.tensor(values, dtype=torch.float64, device="cuda" if dist.get_backend() == "nccl" else "cpu")
-    dist.broadcast(told, src=0)
-    return list(told.tolist())
+    def clock(self, step: int) -> float:
+        """Seconds spent before a step, the same on every worker."""
+        if place()[1] == 1:
+            return self.used
+        if step >= self._next:
+            used = self.used
+            steps = self._every * HEARD_SECONDS / max(used - self._heard, 1e-3)
+            self._heard, every = from_first(used, min(max(steps, 1), HEARD_STEPS))
+            self._every = int(every)
+            self._next = step + self._every
+        return self._heard

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from scipy.special import log_softmax
 
 from fer_scale import storage
@@ -18,14 +17,18 @@ from fer_scale.faces.store import Faces, Store
 from fer_scale.faces.windows import Windows
 from fer_scale.families.network import Network
 from fer_scale.learning.batches import Batches, Feed
-from fer_scale.learning.budget import Budget, from_first
+from fer_scale.learning.budget import Budget
 from fer_scale.learning.checkpoints import Checkpoints
 from fer_scale.learning.configuration import Configuration
-from fer_scale.learning.loop import Learner, everywhere, fit
+from fer_scale.learning.loop import Learner, fit
 from fer_scale.learning.stream import Opened, StreamedBatches, here
+from fer_scale.learning.workers import everywhere, from_first, place, summed
 
 CHECKPOINT_FACES = 200_000
 """Most faces between two checkpoints, where an epoch has more."""
+CHECKPOINT_SECONDS = 180.0
+"""Most seconds between two, or more where scoring val would take more than `SCORING_SHARE` of the time."""
+SCORING_SHARE = 0.1
 SHORTEST = 1.25
 """By the clock, a fit whose start takes all of its time still gets a quarter of what that took."""
 
@@ -57,7 +60,7 @@ class Plan:
 def run(plan: Plan, report: Callable[[dict[str, Any]], None], opened: Opened = here) -> None:
     """Fit, from the last checkpoint where there is one; ``report`` gets the curve's row after every epoch.
 
-    Only the first worker scores and writes; the others wait for it in ``report``, which is a barrier.
+    Each worker scores its share of val; only the first one writes, and the others wait for it.
 
     Args:
         plan: what is fitted, and on what.
@@ -66,13 +69,13 @@ def run(plan: Plan, report: Callable[[dict[str, Any]], None], opened: Opened = h
     """
     torch.set_num_threads(plan.threads)
     torch.manual_seed(plan.seed)
-    first = not dist.is_initialized() or dist.get_rank() == 0
     configuration = Configuration.from_dict(plan.configuration)
     store = Store.open(plan.store)
     device = torch.device("cuda" if plan.gpu else "cpu")
     checkpoints = Checkpoints(plan.checkpoints)
     state = checkpoints.state()
     network = begin(plan, store.classes) if state is None else _empty(configuration, store.classes, state["frozen"])
+    network.mirrored = False  # here, where it would double what scoring costs; finish() builds the network anew
     counts = [store.counts["train"].get(name, 0) for name in store.classes]
     learner = Learner(network, configuration.recipe, class_counts=counts, seed=plan.seed, device=device)
     batches, val = _data(plan, configuration, store, device, opened)
@@ -92,22 +95,24 @@ def run(plan: Plan, report: Callable[[dict[str, Any]], None], opened: Opened = h
         began, at = time.monotonic(), learner.step
         epoch, within = divmod(at, per_epoch)
         until = epoch * per_epoch + min((within // per_round + 1) * per_round, per_epoch)
-        loss = fit(learner, batches, until, budget.progress)
+        loss = fit(learner, batches, until, _until_checkpoint(budget, at, state["curve"]))
         took = max(time.monotonic() - began, 1e-9)
-        failed: InputError | None = None
-        row: dict[str, Any] = {"epoch": learner.step / per_epoch, "progress": progress}
-        if first:
-            row |= {
-                "step": learner.step,
-                "train_loss": loss,
-                **_score(learner, val()),
-                "images_per_second": (learner.step - at) * batches.size / took,
-                "seconds": round(budget.used, 3),
-            }
-            best = max((past["val_accuracy"] for past in state["curve"]), default=-1.0)
-            state["curve"].append(row)
-            state["used"] = budget.used
-            failed = _save(checkpoints, learner, state, row["val_accuracy"] >= best)
+        if learner.step == at:  # the time ended just now
+            break
+        learner.equalise()
+        row = {
+            "epoch": learner.step / per_epoch,
+            "progress": progress,
+            "step": learner.step,
+            "train_loss": loss,
+            **_score(learner, val()),
+            "images_per_second": (learner.step - at) * batches.size / took,
+            "seconds": round(budget.used, 3),
+        }
+        is_best = row["val_accuracy"] >= max((past["val_accuracy"] for past in state["curve"]), default=-1.0)
+        state["curve"].append(row)
+        state["used"] = budget.used
+        failed = _save(checkpoints, learner, state, is_best) if place()[0] == 0 else None
         if not everywhere(torch.tensor(failed is None, device=device)):
             raise failed or FerScaleError("the first worker could not write a checkpoint")
         report(row)
@@ -116,18 +121,30 @@ def run(plan: Plan, report: Callable[[dict[str, Any]], None], opened: Opened = h
 def _data(
     plan: Plan, configuration: Configuration, store: Store, device: torch.device, opened: Opened
 ) -> tuple[Feed, Callable[[], Iterable[Faces]]]:
-    """Batches of train, and what gives val's faces, part by part."""
+    """Batches of train, and what gives this worker's share of val's faces, part by part."""
     classes, size, inputs = len(store.classes), configuration.recipe.batch_size, configuration.preprocessing
     if plan.streamed:
         windows = Windows(store, "train", inputs, batch_size=size, seed=plan.seed)
-        return StreamedBatches(windows, classes, device, opened), lambda: store.parts("val", inputs)
+        return StreamedBatches(windows, classes, device, opened), lambda: store.parts("val", inputs, share=place())
     train, val = (store.faces(split, inputs) for split in ("train", "val"))
-    return Batches(train, classes, size, plan.seed, device), lambda: [val]
+    rank, workers = place()
+    return Batches(train, classes, size, plan.seed, device), lambda: [val.rows(slice(rank, None, workers))]
 
 
 def _round(per_epoch: int, batch_size: int) -> int:
     """Steps to a checkpoint: an epoch, or an even part of one that is long."""
     return math.ceil(per_epoch / math.ceil(per_epoch * batch_size / CHECKPOINT_FACES))
+
+
+def _until_checkpoint(budget: Budget, at: int, curve: list[dict[str, Any]]) -> Callable[[int], float]:
+    """The budget's progress from step ``at`` on, which ends early where it is time for a checkpoint."""
+    began = budget.clock(at)
+    allowed = max(CHECKPOINT_SECONDS, curve[-1].get("val_seconds", 0.0) / SCORING_SHARE if curve else 0.0)
+
+    def progress(step: int) -> float:
+        return 1.0 if step > at and budget.clock(step) - began > allowed else budget.progress(step)
+
+    return progress
 
 
 def _save(checkpoints: Checkpoints, learner: Learner, state: dict[str, Any], is_best: bool) -> InputError | None:
@@ -183,10 +200,18 @@ def take_backbone(network: Network, bundle: Bundle) -> None:
 
 
 def _score(learner: Learner, val: Iterable[Faces]) -> dict[str, float]:
+    """Of all workers' shares of val; ``val_seconds`` is what a worker took for its own."""
+    began = time.monotonic()
     correct, likelihood, faces = 0, 0.0, 0
     for part in val:
-        logits = learner.logits(part.images)
-        likelihood += float(log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(part)), part.labels].sum())
-        correct += int((logits.argmax(axis=1) == part.labels).sum())
-        faces += len(part)
-    return {"val_accuracy": correct / faces, "val_loss": -likelihood / faces}
+        if len(part):
+            logits = learner.logits(part.images)
+            likelihood += float(log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(part)), part.labels].sum())
+            correct += int((logits.argmax(axis=1) == part.labels).sum())
+            faces += len(part)
+    right, likelihood, rows, seconds = summed(correct, likelihood, faces, time.monotonic() - began)
+    return {
+        "val_accuracy": right / rows,
+        "val_loss": -likelihood / rows,
+        "val_seconds": round(seconds / place()[1], 3),
+    }

@@ -2,24 +2,22 @@
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors.torch import load, save
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from fer_scale.errors import FerScaleError
 from fer_scale.families.network import Network
-from fer_scale.learning.augment import Augment, mix
+from fer_scale.learning.augment import DROPOUT, Augment, mix, seed_of
+from fer_scale.learning.average import Average
 from fer_scale.learning.batches import Feed
 from fer_scale.learning.recipe import Recipe
-
-Tensors = tuple[Tensor, ...] | list[Tensor]
+from fer_scale.learning.workers import equalise, everywhere, place
 
 CHECKED_EVERY = 20
 """Steps after which their losses are looked at."""
@@ -27,7 +25,7 @@ SHOWN_IDS = 8
 
 
 class DivergedError(FerScaleError):
-    """The loss is no longer a finite number."""
+    """The loss or its gradient is no longer a finite number."""
 
 
 class Learner:
@@ -45,9 +43,7 @@ class Learner:
         self._optimizer = _optimizer(self.network, recipe)
         self._base_rates = [group["lr"] for group in self._optimizer.param_groups]
         self._weights = _class_weights(class_counts, recipe.class_weighting).to(device)
-        self._average: AveragedModel | None = None
-        if recipe.ema:
-            self._average = AveragedModel(self.network, multi_avg_fn=_averaging(recipe.ema), use_buffers=True)
+        self._average = Average(self.network, recipe.ema) if recipe.ema else None
         self._always_frozen = self.network.frozen
         self._half = bfloat16_pays(self.network, device)
         self._parallel = _parallel(self.network)
@@ -63,8 +59,15 @@ class Learner:
             self._parallel = _parallel(self.network)
 
     def train_step(self, batches: Feed, factor: float) -> Tensor:
-        """One step of the optimiser at ``factor`` times the recipe's rate; the loss, still on the device."""
+        """One step of the optimiser at ``factor`` times the recipe's rate.
+
+        Returns:
+            The loss, still on the device; not a number where the gradient's norm is none, which spoils the weights.
+        """
         self._parallel.train()
+        # all that torch draws, such as dropout: a resumed fit draws the same, and each worker for itself
+        generator = torch.cuda if self.device.type == "cuda" else torch.default_generator
+        generator.manual_seed(seed_of(DROPOUT, self._seed, self.step, place()[0]))
         for group, rate in zip(self._optimizer.param_groups, self._base_rates, strict=True):
             group["lr"] = rate * factor
         images, targets = batches.batch(self.step)
@@ -79,19 +82,25 @@ class Learner:
         # workers' gradients are averaged: one with a row more than another has to count for more
         part = len(images) * batches.workers / batches.size
         (loss * part).backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip)
         self._optimizer.step()
         if self._average is not None:
-            self._average.update_parameters(self.network)
+            self._average.update(self.step)
         self.step += 1
-        return loss.detach()
+        return loss.detach() + 0 * norm
 
     @property
     def best(self) -> Network:
         """The network to keep: the averaged one where the recipe averages."""
-        if self._average is None:
-            return self.network
-        return cast(Network, self._average.module)
+        return self.network if self._average is None else self._average.network
+
+    def equalise(self) -> None:
+        """Give all workers the same network, to score and to save.
+
+        Their weights are the same; batch norm's statistics are of each worker's own rows, and become the mean of all.
+        """
+        for network in (self.network, self.best):
+            equalise(network.buffers())
 
     def logits(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """uint8 ``[N, C, S, S]`` to float32 ``[N, K]`` by the network to keep, without augmentation."""
@@ -101,7 +110,7 @@ class Learner:
         """Everything that the next step depends on, as safetensors."""
         tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
         if self._average is not None:
-            tensors |= {f"average.{name}": value for name, value in self._average.state_dict().items()}
+            tensors |= {f"average.module.{name}": value for name, value in self.best.state_dict().items()}
         for index, values in self._optimizer.state_dict()["state"].items():
             tensors |= {
                 f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in values.items() if value is not None
@@ -113,7 +122,7 @@ class Learner:
         tensors = load(data)
         self.network.load_state_dict(_under(tensors, "network."))
         if self._average is not None:
-            self._average.load_state_dict(_under(tensors, "average."))
+            self.best.load_state_dict(_under(tensors, "average.module."))
         state: dict[int, dict[str, Tensor]] = {}
         parameters = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
         for name, value in _under(tensors, "optimizer.").items():
@@ -148,7 +157,7 @@ def fit(learner: Learner, batches: Feed, until: int, progress: Callable[[int], f
             fit there. It may go by steps, by the clock, or jump to 1 (a deadline, a pruned trial).
 
     Raises:
-        DivergedError: the loss is not finite; the line names step, rate and faces.
+        DivergedError: the loss or its gradient is not finite; the line names step, rate and faces.
     """
     total, begun = torch.zeros((), device=learner.device), learner.step
     waiting: list[tuple[Tensor, float]] = []
@@ -178,7 +187,7 @@ def _finite(steps: list[tuple[Tensor, float]], learner: Learner, batches: Feed) 
         ids = batches.ids(at)
         named = ", ".join(ids[:SHOWN_IDS]) + (f" and {len(ids) - SHOWN_IDS} more" if len(ids) > SHOWN_IDS else "")
         raise DivergedError(
-            f"the loss is not finite at step {at} (rate {rate:.3g}, faces {named}); "
+            f"the loss or its gradient is not finite at step {at} (rate {rate:.3g}, faces {named}); "
             "lower lr or clip, or look at these faces"
         )
     return found.sum()
@@ -195,15 +204,6 @@ def bfloat16_pays(network: Network, device: torch.device) -> bool:
     return bool(torch.cpu.get_capabilities().get("amx_bf16", False)) and not grouped
 
 
-def everywhere(true: Tensor) -> bool:
-    """Whether all of a mask is true on every worker; afterwards it holds what is true on all of them."""
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        shared = true.float()
-        dist.all_reduce(shared, dist.ReduceOp.MIN)
-        true.copy_(shared > 0)
-    return bool(true.all())
-
-
 def anneal(recipe: Recipe, progress: float) -> float:
     """Learning-rate factor at a share of the budget, 0 to 1."""
     if progress < recipe.warmup:
@@ -214,7 +214,7 @@ def anneal(recipe: Recipe, progress: float) -> float:
 
 def _parallel(network: Network) -> nn.Module:
     """The network, or what adds its gradients over the workers; made anew when other parameters are trained."""
-    if dist.is_initialized() and dist.get_world_size() > 1:
+    if place()[1] > 1:
         return nn.parallel.DistributedDataParallel(network, broadcast_buffers=False)
     return network
 
@@ -228,21 +228,6 @@ def _optimizer(network: Network, recipe: Recipe) -> torch.optim.Optimizer:
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=recipe.lr, fused=True)
     return torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9, nesterov=True, fused=True)
-
-
-def _averaging(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
-    """Exponential averaging whose memory grows with the steps taken, up to ``decay``."""
-
-    @torch.no_grad()
-    def average(averaged: Tensors, current: Tensors, steps: Tensor | int) -> None:
-        share = 1 - min(decay, (1 + int(steps)) / (10 + int(steps)))
-        if averaged[0].is_floating_point():
-            torch._foreach_lerp_(averaged, current, share)
-        else:  # counters, such as batch norm's number of batches
-            for old, new in zip(averaged, current, strict=True):
-                old.copy_(new)
-
-    return average
 
 
 def _by_decay(parameters: list[nn.Parameter], decay: float) -> Iterator[tuple[float, list[nn.Parameter]]]:

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Iterator
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from fer_scale.faces.store import Faces
 from fer_scale.faces.windows import Windows
-from fer_scale.learning.batches import targets_of
+from fer_scale.learning.batches import sent, targets_of
+from fer_scale.learning.workers import place
 
 Opened = Callable[[Windows, int, int, int, int], Iterator[Faces]]
 """(windows, epoch, first window, rank, workers) to this worker's faces, window after window to the epoch's end."""
@@ -27,7 +27,7 @@ class StreamedBatches:
         self.size = windows.size
         self.steps_per_epoch = windows.steps_per_epoch
         self._windows, self._classes, self._device, self._opened = windows, num_classes, device, opened
-        self._rank, self.workers = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self._rank, self.workers = place()
         self._part = len(range(self._rank, self.size, self.workers))
         self._at = (-1, -1)
         self._stream: Iterator[Faces] = iter(())
@@ -44,9 +44,7 @@ class StreamedBatches:
             self._at = (epoch, window)
         faces = self._faces[0].rows(slice(place * self._part, (place + 1) * self._part))
         images, targets = torch.from_numpy(faces.images), targets_of(faces, self._classes)
-        if self._device.type == "cuda":
-            images, targets = images.pin_memory(), targets.pin_memory()
-        return images.to(self._device, non_blocking=True), targets.to(self._device, non_blocking=True)
+        return sent(images, self._device), sent(targets, self._device)
 
     def ids(self, step: int) -> list[str]:
         """Which faces the global batch holds, read anew."""

@@ -138,7 +138,15 @@ def test_what_a_model_takes_for_other_is_never_accepted(session: None, tmp_path:
         "recipe": {"batch_size": 16, "lr": 6e-3, "augmentation": 0.3, "ema": 0.9},
     }
     where = {"store": str(tmp_path / "store"), "checkpoints": str(tmp_path / "fit"), "init_from": None}
-    how: dict[str, Any] = {"epochs": 10, "seconds": None, "began": 0.0, "seed": 0, "threads": 1, "gpu": False, "streamed": False}
+    how: dict[str, Any] = {
+        "epochs": 10,
+        "seconds": None,
+        "began": 0.0,
+        "seed": 0,
+        "threads": 1,
+        "gpu": False,
+        "streamed": False,
+    }
     plan = epochs.Plan(configuration=configuration, **where, **how)
     epochs.run(plan, lambda row: None)
     (tmp_path / "bundle").mkdir()

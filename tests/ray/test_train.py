@@ -124,6 +124,8 @@ def test_two_workers_take_the_same_steps(store: Path, config: Path, tmp_path: Pa
     rows = sum(Store.open(str(store)).counts["train"].values())
     assert list(curve["step"]) == [rows // 16, 2 * (rows // 16)]
     assert result["epochs"] == 2
+    # what each scored of its share, with the statistics of both, is what the finished network scores of all
+    assert curve["val_accuracy"].max() == pytest.approx(result["val_accuracy"])
 
 
 @pytest.mark.slow
@@ -197,6 +199,14 @@ def test_a_killed_fit_goes_on_from_its_last_checkpoint(store: Path, config: Path
     curve = pd.read_parquet(out / "curve.parquet")
     assert curve["train_loss"].iloc[: len(seen)].tolist() == [row["train_loss"] for row in seen]
     assert list(curve["epoch"]) == list(range(1, 9))
+
+
+def test_each_worker_needs_two_faces_of_a_batch_that_is_the_whole_split(store: Path, tmp_path: Path) -> None:
+    config = tmp_path / "large.json"
+    config.write_text(json.dumps({**CONFIGURATION, "recipe": {"batch_size": 4096}}))
+    rows = sum(Store.open(str(store)).counts["train"].values())
+    with pytest.raises(InputError, match=f"at most {rows // 2}, for two faces of a batch of {rows} each"):
+        fer_scale.train(store, out=tmp_path / "b", config=config, workers=rows // 2 + 1, quiet=True)
 
 
 def test_an_output_that_holds_an_input_is_refused(trained: tuple[Path, dict[str, Any]], store: Path) -> None:

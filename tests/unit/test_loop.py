@@ -3,11 +3,13 @@
 import resource
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from onnxruntime import InferenceSession
+from safetensors.torch import load_file
 
 import fer_scale
 from fer_scale.bundle import build, export_onnx
@@ -16,7 +18,9 @@ from fer_scale.faces.images import Preprocessing
 from fer_scale.faces.sample import draw
 from fer_scale.faces.store import Faces, Store
 from fer_scale.faces.windows import Windows
-from fer_scale.learning.augment import Augment, mix
+from fer_scale.learning import epochs
+from fer_scale.learning.augment import Augment, mix, seed_of
+from fer_scale.learning.average import Average
 from fer_scale.learning.batches import Batches
 from fer_scale.learning.budget import Budget
 from fer_scale.learning.checkpoints import Checkpoints
@@ -41,9 +45,11 @@ def faces() -> Faces:
     return Faces(images, labels, [str(i) for i in range(96)])
 
 
-def make(recipe: Recipe, faces: Faces) -> tuple[Learner, Batches]:
+def make(recipe: Recipe, faces: Faces, **network: Any) -> tuple[Learner, Batches]:
     torch.manual_seed(0)
-    configuration = Configuration.from_dict({"family": "resnet", "network": NETWORK, "preprocessing": {"channels": 1}})
+    configuration = Configuration.from_dict(
+        {"family": "resnet", "network": {**NETWORK, **network}, "preprocessing": {"channels": 1}}
+    )
     learner = Learner(build(configuration, 2), recipe, class_counts=[48, 48], seed=3, device=CPU)
     return learner, Batches(faces, 2, recipe.batch_size, 3, CPU)
 
@@ -60,13 +66,13 @@ def test_learns_to_tell_two_classes(faces: Faces) -> None:
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_resumed_fit_ends_with_the_very_weights_of_an_unbroken_one(faces: Faces, optimizer: str) -> None:
     recipe = replace(RECIPE, optimizer=optimizer)  # type: ignore[arg-type]
-    unbroken, batches = make(recipe, faces)
+    unbroken, batches = make(recipe, faces, dropout=0.3)
     fit(unbroken, batches, 8, lambda step: step / 8)
 
-    first, batches = make(recipe, faces)
+    first, batches = make(recipe, faces, dropout=0.3)
     fit(first, batches, 5, lambda step: step / 8)
     saved = first.saved()
-    second, batches = make(recipe, faces)
+    second, batches = make(recipe, faces, dropout=0.3)
     second.load(saved, 5)
     fit(second, batches, 8, lambda step: step / 8)
 
@@ -112,6 +118,52 @@ def test_divergence_names_step_rate_and_faces(faces: Faces) -> None:
         fit(learner, batches, 6, lambda step: step / 6)
 
 
+def test_a_gradient_that_is_not_finite_is_divergence_at_that_very_step(faces: Faces) -> None:
+    learner, batches = make(RECIPE, faces)
+    weight = next(learner.network.head.parameters())
+    weight.register_hook(lambda gradient: gradient * (torch.inf if learner.step == 3 else 1.0))
+    with pytest.raises(DivergedError, match=r"gradient is not finite at step 3 "):
+        fit(learner, batches, 6, lambda step: step / 6)
+
+
+def saved_twice(faces: Faces, folder: Path) -> tuple[Checkpoints, dict[str, Any]]:
+    """Checkpoints of steps 2 and 4, each the best so far."""
+    learner, batches = make(RECIPE, faces)
+    checkpoints = Checkpoints(str(folder))
+    state: dict[str, Any] = {"files": [], "best_file": None, "used": 0.0, "curve": []}
+    for step in (2, 4):
+        fit(learner, batches, step, lambda step: step / 8)
+        state |= {"curve": [*state["curve"], {"step": step, "seconds": step / 10}], "used": step / 10}
+        checkpoints.save(learner, state, is_best=True)
+    return checkpoints, state
+
+
+@pytest.mark.parametrize("kept", [0, 1000, None])
+def test_a_checkpoint_that_cannot_be_read_leaves_the_one_before(faces: Faces, tmp_path: Path, kept: int | None) -> None:
+    checkpoints, state = saved_twice(faces, tmp_path)
+    older, newest = (tmp_path / name for name in state["files"])
+    whole = newest.read_bytes()
+    newest.unlink() if kept is None else newest.write_bytes(whole[:kept])
+    learner, batches = make(RECIPE, faces)
+    checkpoints.load(learner, state)
+    assert (learner.step, state["step"], state["used"]) == (2, 2, 0.2)
+    assert state["curve"] == [{"step": 2, "seconds": 0.2}]
+    fit(learner, batches, 4, lambda step: step / 8)
+    checkpoints.save(learner, state, is_best=True)
+    assert newest.read_bytes() == whole
+    assert state["files"] == [older.name, newest.name]
+    for name in state["files"]:
+        (tmp_path / name).unlink()
+    with pytest.raises(InputError, match="no checkpoint that can be read"):
+        checkpoints.load(learner, state)
+
+
+def test_what_a_kill_left_half_written_goes_with_the_next_checkpoint(faces: Faces, tmp_path: Path) -> None:
+    (tmp_path / ".step-000000001.safetensors.partial-0a1b2c").touch()
+    _, state = saved_twice(faces, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"state.json", state["best_file"], *state["files"]}
+
+
 def test_a_full_disk_is_said_and_leaves_the_checkpoint_before(faces: Faces, tmp_path: Path) -> None:
     learner, batches = make(RECIPE, faces)
     checkpoints = Checkpoints(str(tmp_path))
@@ -147,6 +199,18 @@ def test_rate_warms_up_and_anneals_to_nothing() -> None:
     assert factors[-1] <= 1e-3
 
 
+def test_the_average_forgets_the_more_slowly_the_longer_it_is() -> None:
+    network = build(Configuration.from_dict({"family": "resnet", "network": NETWORK}), 2)
+    average, weight = Average(network, 0.5), next(network.parameters())
+    expected = []
+    for step, value in enumerate((3.0, 5.0, 9.0, 1.0, 4.0, 8.0, 2.0, 7.0, 6.0, 0.0, 1.5)):
+        weight.data.fill_(value)
+        memory = min(0.5, (1 + step) / (10 + step)) if step else 0.0
+        expected.append(memory * (expected[-1] if expected else 0.0) + (1 - memory) * value)
+        average.update(step)
+        torch.testing.assert_close(next(average.network.parameters()), torch.full_like(weight, expected[-1]))
+
+
 def test_budget_by_steps_and_by_the_clock() -> None:
     assert Budget(steps=10, seconds=None).progress(5) == 0.5
     by_clock = Budget(steps=None, seconds=100.0, used=50.0)
@@ -167,6 +231,10 @@ class TestAugment:
         assert first.min() >= 0 and first.max() <= 255  # noqa: PT018
         assert torch.equal(first, again)
         assert not torch.equal(first, other)
+
+    def test_what_a_step_draws_comes_from_seeds_of_their_own(self) -> None:
+        seeds = {seed_of(salt, seed, step) for salt in (1, 2, 3) for seed in range(4) for step in range(50)}
+        assert len(seeds) == 3 * 4 * 50
 
     def test_a_worker_gets_its_rows_of_the_global_draw(self) -> None:
         augment = Augment(1.0, seed=0)
@@ -254,3 +322,49 @@ def test_a_stream_takes_each_face_once_an_epoch_and_the_same_ones_for_any_number
     resumed = StreamedBatches(windows, len(store.classes), CPU)
     for step in (windows.steps_per_epoch + 1, 2):
         torch.testing.assert_close(resumed.batch(step), batches.batch(step))
+
+
+class Killed(Exception):
+    """In place of a kill."""
+
+
+def test_checkpoints_within_an_epoch_and_a_kill_between_them_change_no_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw(tmp_path / "faces", 80, seed=0)
+    fer_scale.ingest(tmp_path / "faces", tmp_path / "store", quiet=True)
+    configuration = {
+        "family": "resnet",
+        "network": {**NETWORK, "dropout": 0.3},
+        "preprocessing": {"size": 48, "channels": 1},
+        "recipe": {"batch_size": 16, "lr": 3e-3, "mixup": 0.2},
+        "test_time_flip": True,
+    }
+    how: dict[str, Any] = {"epochs": 2, "seconds": None, "began": 0.0, "seed": 0, "threads": 1, "gpu": False}
+    where = {"store": str(tmp_path / "store"), "init_from": None, "streamed": False}
+    plan = epochs.Plan(configuration=configuration, checkpoints=str(tmp_path / "whole"), **where, **how)
+    epochs.run(plan, lambda row: None)
+    whole = Checkpoints(plan.checkpoints).state() or {}
+    assert [row["epoch"] for row in whole["curve"]] == [1, 2]
+
+    monkeypatch.setattr(epochs, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(epochs, "SCORING_SHARE", 1e9)
+    plan = replace(plan, checkpoints=str(tmp_path / "often"))
+
+    def killed(row: dict[str, Any]) -> None:
+        if row["step"] == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        epochs.run(plan, killed)
+    epochs.run(plan, lambda row: None)
+    often = Checkpoints(plan.checkpoints).state() or {}
+    assert [row["step"] for row in often["curve"]] == list(range(1, whole["step"] + 1))
+    mean = np.mean([row["train_loss"] for row in often["curve"]])
+    assert mean == pytest.approx(np.mean([row["train_loss"] for row in whole["curve"]]))
+    one, other = (
+        load_file(tmp_path / folder / state["files"][-1]) for folder, state in (("whole", whole), ("often", often))
+    )
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(other[name], value)

@@ -1,0 +1,53 @@
+"""What the workers of a fit tell each other; where torch.distributed is not running, one worker tells itself."""
+
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def place() -> tuple[int, int]:
+    """This worker's rank, and how many there are."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def from_first(*values: float) -> list[float]:
+    """The first worker's numbers, on every worker."""
+    if place()[1] == 1:
+        return list(values)
+    told = _told(values)
+    dist.broadcast(told, src=0)
+    return list(told.tolist())
+
+
+def summed(*values: float) -> list[float]:
+    """The sums of all workers' numbers, on every worker."""
+    if place()[1] == 1:
+        return list(values)
+    told = _told(values)
+    dist.all_reduce(told)
+    return list(told.tolist())
+
+
+def everywhere(true: Tensor) -> bool:
+    """Whether all of a mask is true on every worker; afterwards it holds what is true on all of them."""
+    if place()[1] > 1:
+        shared = true.float()
+        dist.all_reduce(shared, dist.ReduceOp.MIN)
+        true.copy_(shared > 0)
+    return bool(true.all())
+
+
+def equalise(tensors: Iterable[Tensor]) -> None:
+    """Give each worker the mean of all workers' tensors, in place; what was the same stays the same to the last bit."""
+    workers = place()[1]
+    if workers > 1:
+        for tensor in tensors:
+            total = tensor.double()
+            dist.all_reduce(total)
+            tensor.copy_(total / workers)
+
+
+def _told(values: tuple[float, ...]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64, device="cuda" if dist.get_backend() == "nccl" else "cpu")
