@@ -121,7 +121,7 @@ def test_divergence_names_step_rate_and_faces(faces: Faces) -> None:
 def test_a_gradient_that_is_not_finite_is_divergence_at_that_very_step(faces: Faces) -> None:
     learner, batches = make(RECIPE, faces)
     weight = next(learner.network.head.parameters())
-    weight.register_hook(lambda gradient: gradient * (torch.inf if learner.step == 3 else 1.0))
+    weight.register_hook(lambda gradient: gradient * (torch.inf if learner.step == 3 else 1.0))  # type: ignore[no-untyped-call]
     with pytest.raises(DivergedError, match=r"gradient is not finite at step 3 "):
         fit(learner, batches, 6, lambda step: step / 6)
 
@@ -202,7 +202,7 @@ def test_rate_warms_up_and_anneals_to_nothing() -> None:
 def test_the_average_forgets_the_more_slowly_the_longer_it_is() -> None:
     network = build(Configuration.from_dict({"family": "resnet", "network": NETWORK}), 2)
     average, weight = Average(network, 0.5), next(network.parameters())
-    expected = []
+    expected: list[float] = []
     for step, value in enumerate((3.0, 5.0, 9.0, 1.0, 4.0, 8.0, 2.0, 7.0, 6.0, 0.0, 1.5)):
         weight.data.fill_(value)
         memory = min(0.5, (1 + step) / (10 + step)) if step else 0.0
@@ -341,7 +341,7 @@ def test_checkpoints_within_an_epoch_and_a_kill_between_them_change_no_step(
         "test_time_flip": True,
     }
     how: dict[str, Any] = {"epochs": 2, "seconds": None, "began": 0.0, "seed": 0, "threads": 1, "gpu": False}
-    where = {"store": str(tmp_path / "store"), "init_from": None, "streamed": False}
+    where: dict[str, Any] = {"store": str(tmp_path / "store"), "init_from": None, "streamed": False}
     plan = epochs.Plan(configuration=configuration, checkpoints=str(tmp_path / "whole"), **where, **how)
     epochs.run(plan, lambda row: None)
     whole = Checkpoints(plan.checkpoints).state() or {}
