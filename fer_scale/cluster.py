@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 # Ray reads these when it is imported and when it starts its processes.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -45,43 +45,66 @@ TOLERANCE = 1e-6
 """Shares of CPUs are floats: three times a third is a CPU."""
 
 
+class Machine(NamedTuple):
+    """What one machine offers."""
+
+    cpus: float
+    gpus: float = 0.0
+
+    def room(self, cpus: float, gpus: float = 0) -> int:
+        """How many processes of so many CPUs and GPUs each it has room for; one of them is more than 0."""
+        asked = zip(self, (cpus, gpus), strict=True)
+        return min(int((there + TOLERANCE) / one) for there, one in asked if one)
+
+
 @dataclass(frozen=True)
 class Cluster:
     """What was joined or started."""
 
-    cpus: float
-    """CPUs of the whole cluster."""
-    gpus: float
-    """GPUs of the whole cluster."""
-    machines: tuple[float, ...]
-    """CPUs of each machine that is alive."""
+    machines: tuple[Machine, ...]
+    """Those that are alive."""
     ours: bool
     """Whether this process started it, so that it ends with this process."""
-    most_gpus: float = 0
-    """GPUs of the machine that has most of them."""
-
     memory: float = 0
     """Bytes of the machine that has least."""
 
-    def together(self, workers: int, threads: int) -> int:
-        """How many of so many workers may come to lie on one machine."""
-        return max(1, min(workers, int(max(self.machines, default=1.0) // threads)))
+    @property
+    def cpus(self) -> float:
+        """CPUs of the whole cluster."""
+        return sum(one.cpus for one in self.machines)
 
-    def threads(self, workers: int) -> int:
-        """The most CPUs that each of so many workers can have, all of them at once and none across machines."""
-        for threads in range(int(max(self.machines, default=1.0)), 1, -1):
-            if sum(int(cpus // threads) for cpus in self.machines) >= workers:
+    @property
+    def gpus(self) -> float:
+        """GPUs of the whole cluster."""
+        return sum(one.gpus for one in self.machines)
+
+    def room(self, cpus: float, gpus: float = 0) -> int:
+        """How many processes of so many CPUs and GPUs each it has room for, none of them across machines."""
+        return sum(one.room(cpus, gpus) for one in self.machines)
+
+    def together(self, workers: int, threads: int, gpus: float = 0) -> int:
+        """How many of so many workers may come to lie on one machine."""
+        return max(1, min(workers, max((one.room(threads, gpus) for one in self.machines), default=1)))
+
+    def threads(self, workers: int, gpus: float = 0) -> int:
+        """The most CPUs that each of so many workers can have beside its GPUs, as many at once as there is room for."""
+        workers = max(1, min(workers, self.room(1, gpus)))
+        for threads in range(int(max((one.cpus for one in self.machines), default=1.0)), 1, -1):
+            if self.room(threads, gpus) >= workers:
                 return threads
         return 1
 
-    def require(self, cpus: float = 0, gpus: float = 0, one: float = 0, one_gpus: float = 0) -> "Cluster":
+    def require(
+        self, cpus: float = 0, gpus: float = 0, one: float = 0, one_gpus: float = 0, processes: int = 1
+    ) -> "Cluster":
         """Refuse to ask for more than there is, or than an autoscaler brings: Ray would wait for it for ever.
 
         Args:
             cpus: CPUs in all.
             gpus: GPUs in all.
             one: CPUs of the largest process, which has to find them on one machine.
-            one_gpus: GPUs of the largest process, likewise.
+            one_gpus: GPUs of the largest process, on the same machine.
+            processes: how many processes as large as that run at once.
 
         Returns:
             The cluster as it is then.
@@ -89,10 +112,10 @@ class Cluster:
         Raises:
             InputError: fewer CPUs or GPUs are there than are asked for.
         """
-        if (said := self.lacks(cpus, gpus, one, one_gpus)) is None:
+        if (said := self.lacks(cpus, gpus, one, one_gpus, processes)) is None:
             return self
         if self.grows:
-            return self._grown(cpus, gpus, one, one_gpus)
+            return self._grown(cpus, gpus, one, one_gpus, processes)
         raise InputError(*said)
 
     @property
@@ -100,33 +123,45 @@ class Cluster:
         """Whether an autoscaler may bring what is missing."""
         return AUTOSCALER_SECONDS > 0 and ray.is_initialized() and not self.ours
 
-    def lacks(self, cpus: float, gpus: float, one: float = 0, one_gpus: float = 0) -> tuple[str, str, str] | None:
+    def lacks(
+        self, cpus: float, gpus: float, one: float = 0, one_gpus: float = 0, processes: int = 1
+    ) -> tuple[str, str, str] | None:
         """What is asked for and not there; what was received, expected, and what to do."""
+        room = self.room(one, one_gpus) if one or one_gpus else processes
+        most_gpus = max((machine.gpus for machine in self.machines), default=0.0)
+        beside = [machine.cpus for machine in self.machines if machine.gpus + TOLERANCE >= one_gpus]
+        largest = f"largest machine{' with GPUs' if one_gpus else ''}"
+        each = f"processes were asked for, of {one:g} CPUs{f' and {one_gpus:g} GPUs' if one_gpus else ''} each"
         more = "ask for fewer workers or CPUs, or add nodes"
+        gpu_nodes = "ask for fewer GPUs or workers (each has its own), or add nodes that have them"
         larger = "ask for fewer, or add larger machines"
         for asked, there, what, owner, way in (
-            (cpus, self.cpus, "CPUs were asked for", "cluster", more),
-            (gpus, self.gpus, "GPUs were asked for", "cluster", "ask for fewer GPUs, or add nodes that have them"),
-            (one, max(self.machines, default=0.0), "CPUs were asked for in one process", "largest machine", larger),
-            (one_gpus, self.most_gpus, "GPUs were asked for in one process", "largest machine", larger),
+            (max(cpus, one * processes), self.cpus, "CPUs were asked for", "cluster has", more),
+            (max(gpus, one_gpus * processes), self.gpus, "GPUs were asked for", "cluster has", gpu_nodes),
+            (one_gpus, most_gpus, "GPUs were asked for in one process", "largest machine has", larger),
+            (one, max(beside, default=0.0), "CPUs were asked for in one process", f"{largest} has", larger),
+            (processes, room, each, "machines have room for", "ask for fewer, or add machines"),
         ):
             if asked > there + TOLERANCE:
-                return f"{asked:g} {what}", f"at most the {there:g} that the {owner} has", way
+                return f"{asked:g} {what}", f"at most the {there:g} that the {owner}", way
         return None
 
-    def _grown(self, cpus: float, gpus: float, one: float, one_gpus: float) -> "Cluster":
+    def _grown(self, cpus: float, gpus: float, one: float, one_gpus: float, processes: int) -> "Cluster":
         """Ask the autoscaler for what is missing, and wait for it.
 
         Raises:
             InputError: it did not come within `AUTOSCALER_SECONDS`.
         """
-        shapes = [{"CPU": 1.0}] * math.ceil(cpus) + [{"GPU": 1.0}] * math.ceil(gpus) + [{"CPU": one, "GPU": one_gpus}]
+        shapes = [{"CPU": one, "GPU": one_gpus}] * processes
+        shapes += [{"CPU": 1.0}] * math.ceil(cpus - one * processes)
+        shapes += [{"GPU": 1.0}] * math.ceil(gpus - one_gpus * processes)
         wanted = [{kind: share for kind, share in shape.items() if share} for shape in shapes]
-        say(f"waiting for the autoscaler to bring {max(cpus, one):g} CPUs and {max(gpus, one_gpus):g} GPUs")
+        brought = f"{max(cpus, one * processes):g} CPUs and {max(gpus, one_gpus * processes):g} GPUs"
+        say(f"waiting for the autoscaler to bring {brought}")
         until, found = time.monotonic() + AUTOSCALER_SECONDS, self
         request_resources(bundles=[shape for shape in wanted if shape])
         try:
-            while said := found.lacks(cpus, gpus, one, one_gpus):
+            while said := found.lacks(cpus, gpus, one, one_gpus, processes):
                 if time.monotonic() > until:
                     told = f"{said[0]} and did not come within {AUTOSCALER_SECONDS / 60:g} minutes"
                     raise InputError(told, said[1], "ray status says why; give the same command again, or ask for less")
@@ -178,12 +213,9 @@ def connect(cpus: float = 1, gpus: float = 0) -> Cluster:
 
 def _found(ours: bool) -> Cluster:
     """What the cluster has now."""
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    machines = tuple(node["Resources"].get("CPU", 0.0) for node in alive)
-    most_gpus = max((node["Resources"].get("GPU", 0.0) for node in alive), default=0.0)
-    memory = min((node["Resources"].get("memory", 0.0) for node in alive), default=0.0)
-    return Cluster(resources.get("CPU", 0.0), resources.get("GPU", 0.0), machines, ours, most_gpus, memory)
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    machines = tuple(Machine(there.get("CPU", 0.0), there.get("GPU", 0.0)) for there in alive)
+    return Cluster(machines, ours, min((there.get("memory", 0.0) for there in alive), default=0.0))
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fer_scale.faces.index import CONFLICT, DUPLICATE, KEPT, Decision, Rows
+from fer_scale.faces.shuffle import drawn, in_order
 from fer_scale.faces.store import SPLITS, STORE_SCHEMA
 from fer_scale.faces.votes import Votes
 
@@ -43,15 +44,15 @@ class PartWriter:
 
     def write(self, table: pa.Table) -> None:
         """Take rows of the schema; they reach the disk a row group at a time."""
-        step = GROUP_ROWS - self._waiting_rows
         while table.num_rows:
+            room = (GROUP_BYTES - self._waiting_bytes) * table.num_rows // max(table.nbytes, 1)
+            step = max(1, min(GROUP_ROWS - self._waiting_rows, room))
             part, table = table.slice(0, step), table.slice(step)
             self._tables.append(part)
             self._waiting_rows += part.num_rows
             self._waiting_bytes += part.nbytes
             if self._waiting_rows >= GROUP_ROWS or self._waiting_bytes >= GROUP_BYTES:
                 self._flush()
-            step = GROUP_ROWS - self._waiting_rows
 
     def write_rows(self, rows: list[dict[str, Any]]) -> None:
         """The same for rows as dicts."""
@@ -84,9 +85,12 @@ class PartWriter:
 
 
 def write_data(
-    spool: Path, data: Path, rows: Rows, decision: Decision, classes: list[str], votes: Votes | None
+    spool: Path, data: Path, rows: Rows, decision: Decision, classes: list[str], votes: Votes | None, seed: int
 ) -> dict[str, Any]:
-    """The kept rows from the spool (which holds all rows, in order) into ``data/<split>-*.parquet``.
+    """The kept rows from the spool (which holds all rows, in order) into ``data/<split>-*.parquet``; empties the spool.
+
+    Their order there is drawn, by seed and id: the source's is mostly class by class, and a streamed fit, which reads
+    some row groups at a time, would see one class for a while and then another.
 
     Returns:
         counts by split and class, and the range of widths and heights.
@@ -94,19 +98,16 @@ def write_data(
     counts = {split: dict.fromkeys(classes, 0) for split in SPLITS}
     low, high = np.full(2, np.iinfo(np.int32).max), np.zeros(2, dtype=np.int64)
     writers: dict[int, PartWriter] = {}
-    start = 0
-    for batch in _read(spool):
-        at = np.arange(start, start + batch.num_rows)
-        start += batch.num_rows
-        for split in np.unique(decision.split[at]).tolist():
-            local = np.flatnonzero((decision.status[at] == KEPT) & (decision.split[at] == split))
-            if not len(local):
-                continue
+    size = sum(path.stat().st_size for path in spool.glob("*.parquet"))
+    for table in in_order(_kept(spool, decision, seed), size, spool / "shuffle"):
+        found = np.asarray(table["row"])
+        for split in np.unique(decision.split[found]).tolist():
+            local = np.flatnonzero(decision.split[found] == split)
             if split not in writers:
                 writers[split] = PartWriter(data, SPLITS[split], STORE_SCHEMA)
-            part = batch.take(pa.array(local))
-            writers[split].write(_store_table(part, SPLITS[split], rows.hex_of(at[local]), classes, votes))
-            for label, number in zip(*np.unique(rows.label[at[local]], return_counts=True), strict=True):
+            part, at = table.take(pa.array(local)), found[local]
+            writers[split].write(_store_table(part, SPLITS[split], rows.hex_of(at), classes, votes))
+            for label, number in zip(*np.unique(rows.label[at], return_counts=True), strict=True):
                 counts[SPLITS[split]][classes[label]] += int(number)
             sizes = np.stack([np.asarray(part["width"]), np.asarray(part["height"])])
             low, high = np.minimum(low, sizes.min(axis=1)), np.maximum(high, sizes.max(axis=1))
@@ -115,16 +116,26 @@ def write_data(
     return {"splits": counts, "width": [int(low[0]), int(high[0])], "height": [int(low[1]), int(high[1])]}
 
 
+def _kept(spool: Path, decision: Decision, seed: int) -> Iterator[pa.Table]:
+    """The kept rows of the spool, each with its place among all rows and its draw."""
+    start = 0
+    for batch in _read(spool):
+        local = np.flatnonzero(decision.status[start : start + batch.num_rows] == KEPT)
+        part = pa.Table.from_batches([batch.take(pa.array(local))])
+        yield part.append_column("row", pa.array(start + local)).append_column("draw", drawn(part["id"], seed))
+        start += batch.num_rows
+
+
 def _read(spool: Path) -> Iterator[pa.RecordBatch]:
+    """The spool's rows; a file that was read is removed, so that no picture is on disk twice."""
     for path in sorted(spool.glob("*.parquet")):
         with pq.ParquetFile(path, pre_buffer=False) as file:
             for group in range(file.num_row_groups):
                 yield from file.read_row_group(group, use_threads=False).combine_chunks().to_batches()
+        path.unlink()
 
 
-def _store_table(
-    part: pa.RecordBatch, split: str, sha256: pa.Array, classes: list[str], votes: Votes | None
-) -> pa.Table:
+def _store_table(part: pa.Table, split: str, sha256: pa.Array, classes: list[str], votes: Votes | None) -> pa.Table:
     columns = {
         "id": part["id"],
         "image": part["image"],

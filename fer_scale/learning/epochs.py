@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.special import log_softmax
+from torch import nn
 
 from fer_scale import storage
 from fer_scale.bundle import Bundle, build
@@ -47,7 +48,7 @@ class Plan:
     began: float
     """Unix time at which the command began."""
     init_from: str | None
-    """A bundle whose backbone it begins with."""
+    """A bundle whose weights it begins with."""
     seed: int
     threads: int
     """Of each worker."""
@@ -168,7 +169,9 @@ def begin(plan: Plan, classes: list[str]) -> Network:
     configuration = Configuration.from_dict(plan.configuration)
     network = build(configuration, len(classes), weights="none" if plan.init_from else None)
     if plan.init_from:
-        take_backbone(network, Bundle.load(plan.init_from))
+        take_over(network, Bundle.load(plan.init_from), classes)
+        if (unfreeze := getattr(configuration.network, "unfreeze", None)) is not None:
+            network.freeze(max(0, len(network.stages) - 1 - unfreeze))  # as with weights of ImageNet
     return network
 
 
@@ -179,24 +182,31 @@ def _empty(configuration: Configuration, classes: list[str], frozen: int) -> Net
     return network
 
 
-def take_backbone(network: Network, bundle: Bundle) -> None:
-    """Carry the backbone of an earlier fit over, whatever its classes were.
+def take_over(network: Network, bundle: Bundle, classes: list[str]) -> None:
+    """Carry the backbone of an earlier fit over, and its head where that has the same shape and classes.
 
     Raises:
         InputError: the bundle has another backbone.
     """
     donor = bundle.network()
-    mine, theirs = network.backbone.state_dict(), donor.backbone.state_dict()
-    if {k: v.shape for k, v in mine.items()} != {k: v.shape for k, v in theirs.items()}:
+    if not _alike(network.backbone, donor.backbone):
         raise InputError(
             f"--init-from a bundle of {bundle.config['family']} {bundle.config['configuration']['network']}",
             "the same backbone as is fitted",
             "fit it with that bundle's configuration (its config.json), or leave --init-from out",
         )
-    network.backbone.load_state_dict(theirs)
+    network.backbone.load_state_dict(donor.backbone.state_dict())
     network.mean.copy_(donor.mean)
     network.scale.copy_(donor.scale)
     network.weights = f"bundle {bundle.model_id}"
+    if bundle.classes == classes and _alike(network.head, donor.head):
+        network.head.load_state_dict(donor.head.state_dict())
+        network.weights += " with its head"
+
+
+def _alike(one: nn.Module, other: nn.Module) -> bool:
+    mine, theirs = one.state_dict(), other.state_dict()
+    return {name: value.shape for name, value in mine.items()} == {name: value.shape for name, value in theirs.items()}
 
 
 def _score(learner: Learner, val: Iterable[Faces]) -> dict[str, float]:

@@ -67,7 +67,7 @@ def ingest(
         label_from_votes: the option with most votes is the label; rows where several have are rejected.
         keep_duplicates: keep repeats of the same pixels that lie within one split.
         overwrite: replace what is at ``store``.
-        seed: decides which pictures are carved into splits that the source does not name.
+        seed: decides which pictures are carved into splits that the source does not name, and the order of rows.
         quiet: no progress, no remarks.
 
     Returns:
@@ -104,7 +104,7 @@ def ingest(
         decision = decide(rows, keep_duplicates=keep_duplicates, seed=seed)
         spool.end_rejects(rows, decision)
         labels.check(spool.seen, _kept_by_class(rows, decision, labels))
-        written = write_data(spool.folder, staging / "data", rows, decision, labels.classes, ballots)
+        written = write_data(spool.folder, staging / "data", rows, decision, labels.classes, ballots, seed)
         shutil.rmtree(spool.folder)
         write_set_aside(staging / "set_aside", rows, decision, labels.classes)
         manifest = {

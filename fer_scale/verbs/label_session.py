@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any, Literal
 
 from fer_scale import storage
-from fer_scale.cluster import TOLERANCE, Cluster, connected
+from fer_scale.cluster import Cluster, connected
 from fer_scale.console import Meter, progress, say, warn
 from fer_scale.labelling import ledger, results
 from fer_scale.labelling.lease import Lease
@@ -32,15 +32,10 @@ def crew(cluster: Cluster, engine: str, workers: int | None = None) -> tuple[int
     Raises:
         InputError: the cluster has too few CPUs or GPUs.
     """
-    room = sum(int((cpus + TOLERANCE) / ACTOR_CPUS) for cpus in cluster.machines)  # an actor lies on one machine
-    if engine == "torch" and cluster.gpus >= 1:
-        # An actor with a GPU takes a CPU as well.
-        workers = workers or max(1, int(min(cluster.gpus, room)))
-        cluster.require(cpus=workers * ACTOR_CPUS, gpus=workers)
-        return workers, True
-    workers = workers or max(1, room)
-    cluster.require(cpus=workers * ACTOR_CPUS)
-    return workers, False
+    gpus = int(engine == "torch" and cluster.gpus >= 1)
+    workers = workers or max(1, cluster.room(ACTOR_CPUS, gpus))
+    cluster.require(one=ACTOR_CPUS, one_gpus=gpus, processes=workers)
+    return workers, gpus > 0
 
 
 class Session:

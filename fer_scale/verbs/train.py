@@ -69,8 +69,9 @@ def train(
         epochs: passes over the train split; 24 where no time budget is given either.
         time_budget: wall time in seconds, or text like ``20m``; the learning rate anneals by the clock.
         workers: processes that share each batch; one takes all of a machine's cores as threads. ``2..8`` begins with as
-            many as the cluster has room for and changes their number as machines come and go.
-        init_from: a bundle whose backbone the fit begins with.
+            many as the cluster has room for and changes their number as machines come and go. Where the cluster has
+            GPUs each has one.
+        init_from: a bundle whose backbone the fit begins with, and whose head where the classes are the same.
         test_time_flip: average over each picture and its mirror image, wherever the bundle is used: twice the compute.
         memory_limit: most bytes of decoded faces that a worker keeps, or text like ``8GB``; what needs more is read by
             Ray Data as the fit goes. A quarter of the machine's memory, shared by its workers, if not given.
@@ -104,7 +105,9 @@ def train(
         say(f"{out} is a finished bundle: nothing left to do")
         return _summary(Bundle.load(out), out, time.time() - began)
     with connected(cpus=low) as cluster:
-        threads = cluster.threads(high)
+        gpus = int(cluster.gpus >= 1)
+        cluster = cluster.require(one=1, one_gpus=gpus, processes=low)
+        threads = cluster.threads(high, gpus)
         plan = Plan(
             store=store,
             checkpoints=storage.join(out, "fit"),
@@ -115,9 +118,9 @@ def train(
             init_from=storage.normal(init_from) if init_from else None,
             seed=seed,
             threads=threads,
-            gpu=cluster.gpus >= low,
+            gpu=gpus > 0,
             streamed=decoded_bytes(faces, configuration.preprocessing)
-            > (limit or cluster.memory / 4 / cluster.together(high, threads)),
+            > (limit or cluster.memory / 4 / cluster.together(high, threads, gpus)),
         )
         if plan.streamed:
             say("the faces are more than the memory limit: they are read as the fit goes")

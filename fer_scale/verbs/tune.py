@@ -11,7 +11,7 @@ from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fer_scale import storage
-from fer_scale.cluster import Cluster, connected, variables
+from fer_scale.cluster import connected, variables
 from fer_scale.console import set_quiet
 from fer_scale.durations import parse_bytes, parse_seconds
 from fer_scale.errors import InputError
@@ -138,7 +138,8 @@ def tune(
     with connected(cpus=cpus_per_trial, gpus=gpus_per_trial or 0) as cluster:
         cluster = cluster.require(one=cpus_per_trial, one_gpus=gpus_per_trial or 0)
         gpus = gpus_per_trial if gpus_per_trial is not None else min(cluster.gpus, 1.0)
-        slots = _slots(cluster, cpus_per_trial, gpus)
+        cluster = cluster.require(one=cpus_per_trial, one_gpus=gpus)
+        slots = cluster.room(cpus_per_trial, gpus)
         if overwrite:
             storage.delete(out)
         search = Search(
@@ -192,12 +193,6 @@ def _run(trial: Any, proposer: Proposer, slots: int, end: float) -> None:
                 checkpoint_config=ray.tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         ).fit()
-
-
-def _slots(cluster: Cluster, cpus: float, gpus: float) -> int:
-    """How many trials run at once."""
-    by_cpu = sum(int(machine / cpus) for machine in cluster.machines)
-    return max(min(by_cpu, int(cluster.gpus / gpus) if gpus else by_cpu), 1)
 
 
 def _check_numbers(max_trials: int | None, cpus: float, gpus: float | None, price: float | None) -> None:

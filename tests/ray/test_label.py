@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from fer_scale.cluster import Cluster, connected
+from fer_scale.cluster import Cluster, Machine, connected
 from fer_scale.errors import FerScaleError, InputError
 from fer_scale.faces.images import Preprocessing, prepare
 from fer_scale.labelling.ledger import Plan
@@ -187,13 +187,13 @@ def test_mistakes_are_said_and_nothing_is_written(session: None, bundle: Path, t
 
 
 def test_actors_with_a_gpu_need_their_share_of_a_cpu_too() -> None:
-    cluster = Cluster(cpus=4, gpus=8, machines=(4.0,), ours=False)
+    cluster = Cluster(machines=(Machine(4, 8),), ours=False)
     assert crew(cluster, "onnx") == (4, False)
     assert crew(cluster, "torch") == (4, True)
     with pytest.raises(InputError, match=r"8 CPUs were asked for"):
         crew(cluster, "torch", 8)
     with pytest.raises(InputError, match="16 GPUs were asked for"):
-        crew(Cluster(cpus=64, gpus=8, machines=(64.0,), ours=False), "torch", 16)
+        crew(Cluster(machines=(Machine(64, 8),), ours=False), "torch", 16)
 
 
 def test_killed_and_run_again_it_is_as_if_unbroken(session: None, bundle: Path, tmp_path: Path) -> None:

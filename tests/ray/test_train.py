@@ -147,7 +147,7 @@ def test_a_backbone_is_carried_over(
     trained: tuple[Path, dict[str, Any]], store: Path, config: Path, tmp_path: Path
 ) -> None:
     fer_scale.train(store, out=tmp_path / "b", config=config, epochs=1, init_from=trained[0], quiet=True)
-    assert Bundle.load(tmp_path / "b").config["weights"] == f"bundle {trained[1]['model_id']}"
+    assert Bundle.load(tmp_path / "b").config["weights"] == f"bundle {trained[1]['model_id']} with its head"
     other = tmp_path / "other.json"
     other.write_text(json.dumps({**CONFIGURATION, "network": {**NETWORK, "width": 0.5}}))
     with pytest.raises(InputError, match="same backbone"):

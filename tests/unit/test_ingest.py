@@ -16,6 +16,7 @@ import pytest
 
 from fer_scale.errors import InputError
 from fer_scale.faces.images import Preprocessing, encode_png
+from fer_scale.faces.shuffle import drawn, in_order
 from fer_scale.faces.store import SPLITS, STORE_SCHEMA, Store
 from fer_scale.verbs.ingest import ingest
 
@@ -317,7 +318,8 @@ def test_the_order_of_rows_changes_nothing_and_the_seed_does(tmp_path):
     for at, (order, seed) in enumerate([(rows, 0), (rows[::-1], 0), (rows, 1)]):
         source = parquet(tmp_path / f"{at}.parquet", order)
         result = ingest(source, tmp_path / f"s{at}", classes=TWO, id_column="name", seed=seed, quiet=True)
-        stores.append((result["fingerprint"], result["splits"]))
+        order_of = [row["id"] for row in rows_of(tmp_path / f"s{at}")]
+        stores.append((result["fingerprint"], result["splits"], order_of))
     assert stores[0] == stores[1]
     assert stores[0][0] != stores[2][0]
     assert stores[0][1] == stores[2][1]
@@ -347,6 +349,70 @@ def test_row_groups_and_files_are_bounded(tmp_path, monkeypatch):
     groups = [pq.ParquetFile(file).metadata for file in files]
     assert max(m.row_group(g).num_rows for m in groups for g in range(m.num_row_groups)) == 1000
     assert Store.open(str(tmp_path / "store")).read("train").num_rows == sum(m.num_rows for m in groups)
+
+
+def data_of(store: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (store / "data").iterdir()}
+
+
+def test_every_row_group_has_all_classes_in_about_their_shares(tmp_path, monkeypatch):
+    monkeypatch.setattr("fer_scale.faces.write.GROUP_ROWS", 200)
+    root = class_folders(tmp_path / "faces", 300)  # read class by class
+    ingest(root, tmp_path / "store", quiet=True)
+    groups = 0
+    for path in (tmp_path / "store/data").glob("train-*.parquet"):
+        with pq.ParquetFile(path) as file:
+            for group in range(file.num_row_groups):
+                labels = Counter(file.read_row_group(group, columns=["label"])["label"].to_pylist())
+                assert set(labels) == set(CLASSES)
+                assert min(labels.values()) > 0.6 * labels.total() / len(CLASSES)
+                groups += 1
+    assert groups == 5
+    ingest(root, tmp_path / "again", quiet=True)
+    assert data_of(tmp_path / "again") == data_of(tmp_path / "store")
+    ingest(root, tmp_path / "other", seed=1, quiet=True)
+    assert data_of(tmp_path / "other") != data_of(tmp_path / "store")
+
+
+def test_a_store_larger_than_a_block_of_memory_has_the_same_order(tmp_path, monkeypatch):
+    rows = [{"label": TWO[n // 600], "image": picture(n)} for n in range(1200)]
+    source = parquet(tmp_path / "faces.parquet", rows)
+    whole = ingest(source, tmp_path / "store", classes=TWO, quiet=True)
+    monkeypatch.setattr("fer_scale.faces.shuffle.BLOCK_BYTES", 20_000)
+    parts = ingest(source, tmp_path / "parts", classes=TWO, quiet=True)
+    assert data_of(tmp_path / "parts") == data_of(tmp_path / "store")
+    assert parts["fingerprint"] == whole["fingerprint"]
+    assert sorted(path.name for path in (tmp_path / "parts").iterdir()) == [
+        "data",
+        "manifest.json",
+        "rejects",
+        "set_aside",
+    ]
+
+
+def test_rows_dealt_to_files_come_back_once_each_in_order(tmp_path, monkeypatch):
+    monkeypatch.setattr("fer_scale.faces.shuffle.BLOCK_BYTES", 10_000)
+    tables = []
+    for start in range(0, 3000, 100):
+        ids = pa.array([f"{n}" for n in range(start, start + 100)])
+        tables.append(pa.table({"id": ids, "draw": drawn(ids, 0)}))
+    pieces = list(in_order(iter(tables), 50_000, tmp_path / "scratch"))
+    assert max(piece.num_rows for piece in pieces) < 1000  # of a file each
+    found = pa.concat_tables(pieces)
+    assert sorted(found["id"].to_pylist(), key=int) == [f"{n}" for n in range(3000)]
+    draws = found["draw"].to_pylist()
+    assert draws == sorted(draws)
+    assert not any((tmp_path / "scratch").iterdir())
+
+
+def test_large_pictures_make_small_row_groups_in_any_order(tmp_path, monkeypatch):
+    monkeypatch.setattr("fer_scale.faces.write.GROUP_BYTES", 50_000)
+    rows = [{"label": TWO[n % 2], "image": picture(n, 8 if n < 200 else 64)} for n in range(400)]
+    ingest(parquet(tmp_path / "faces.parquet", rows), tmp_path / "store", classes=TWO, quiet=True)
+    with pq.ParquetFile(tmp_path / "store/data/train-00000.parquet") as file:
+        sizes = [file.metadata.row_group(at).total_byte_size for at in range(file.num_row_groups)]
+    assert len(sizes) > 10
+    assert max(sizes) < 75_000
 
 
 def wrong(tmp_path: Path, source: Path, **options: object) -> str:
