@@ -467,7 +467,7 @@ class TestRecord:
     def test_what_was_confirmed_comes_before_a_lucky_score(self) -> None:
         def row(rung: int, accuracy: float, confirmed: float | None = None) -> dict[str, Any]:
             interval = {"accuracy_low": accuracy - 0.02, "accuracy_high": accuracy + 0.02}
-            again = {"confirmed_low": None, "confirmed_high": None}
+            again: dict[str, Any] = {"confirmed_low": None, "confirmed_high": None}
             if confirmed is not None:
                 again = {"confirmed_low": confirmed - 0.02, "confirmed_high": confirmed + 0.02}
             return {"rung": rung, "accuracy": accuracy, "confirmed": confirmed, "parameters": 1, **interval, **again}
