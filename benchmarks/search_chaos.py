@@ -4,7 +4,8 @@
 
 Drawn faces, two small families, fits of some seconds. After each start it waits until the journal grows, then up to
 ten seconds more, and sends SIGKILL to the driver and to every process of its Ray. What stood in the journal at each
-kill must stand in the last table: every trial once, every score as it was, every fit that began with one result. The
+kill must stand in the last table: every trial once, every score as it was, every fit that began with one result, and
+with the configuration and the seed that it began with. The
 results go to benchmarks/results/search_chaos.json.
 """
 
@@ -45,7 +46,7 @@ def main() -> None:
     given = parser.parse_args()
     moments = random.Random(given.seed)
     kills: list[dict[str, Any]] = []
-    before: list[dict[str, Any]] = []
+    before: dict[str, list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory(prefix="fer_scale-chaos-") as folder:
         draw(Path(folder) / "faces", 160, seed=0)
         fer_scale.ingest(Path(folder) / "faces", Path(folder) / "store", quiet=True)
@@ -59,7 +60,7 @@ def main() -> None:
             found = fits(out)
             kills.append({"ended": len(ended_fits(found)), "running": len(found) - len(ended_fits(found))})
             print(number + 1, kills[-1], f"{time.monotonic() - began:.0f} s", flush=True)
-            before = ended_fits(found)
+            before = {"begun": found, "ended": ended_fits(found)}
         subprocess.run(command(folder, out, "6h"), check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         result = {
             "date": date.today().isoformat(),
@@ -112,16 +113,18 @@ def ended_fits(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [one for one in found if one["results"]]
 
 
-def judged(out: Path, before: list[dict[str, Any]]) -> dict[str, Any]:
-    """What there is twice, and what is missing."""
+def judged(out: Path, before: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """What there is twice, and what is missing, of what stood in the journal at the last kill too."""
     found, rows = fits(out), pq.read_table(out / "trials.parquet").to_pylist()
     which = Counter((one["trial"], one["rung"], one["confirm"]) for one in found)
     scores = {row["trial_id"]: row["scores"] for row in rows}
     changed = [
         one["trial"]
-        for one in before
+        for one in before.get("ended", [])
         if not one["confirm"] and scores[one["trial"]][one["rung"] - 1] != one["results"][0]["accuracy"]
     ]
+    told = [{**one, "results": None} for one in found]
+    lost = [one for one in before.get("begun", []) if {**one, "results": None} not in told]
     return {
         "trials": len(rows),
         "fits": len(found),
@@ -130,6 +133,7 @@ def judged(out: Path, before: list[dict[str, Any]]) -> dict[str, Any]:
         "fits_twice": sum(count - 1 for count in which.values()),
         "fits_with_two_results": sum(len(one["results"]) > 1 for one in found),
         "fits_without_a_result": sum(not one["results"] for one in found),
+        "fits_begun_and_lost": len(lost),
         "scores_changed": len(changed),
     }
 

@@ -87,11 +87,11 @@ def play(store: Store, out: str, trials: int, slots: int, each: int) -> list[dic
                     break
                 number, fit = found
                 begun = max(begun, fit.trial + 1)
-                heapq.heappush(running, (clock + search.rungs.compute(fit.rung) * rng.uniform(0.9, 1.1), number, fit))
+                heapq.heappush(running, (clock + search.compute(number) * rng.uniform(0.9, 1.1), number, fit))
             if not running:
                 break
             clock, number, fit = heapq.heappop(running)
-            result = stub(fit, search.rungs.compute(fit.rung))
+            result = stub(fit, search.compute(number))
             before = time.perf_counter()
             search.end(number, result)
             told.append(time.perf_counter() - before)

@@ -90,7 +90,7 @@ def accuracy_against_price(trials: Rows, front: Rows, families: Sequence[str]) -
     """Accuracy against images a second (logarithmic) of the trials whose price was measured, and their Pareto front.
 
     Args:
-        trials: rows with family, images_per_second, value, accuracy_low and accuracy_high.
+        trials: rows with family, images_per_second, value, and the value's interval as low and high.
         front: those that nothing cheaper matches, cheapest first.
         families: in the order of their colours.
     """
@@ -105,8 +105,8 @@ def accuracy_against_price(trials: Rows, front: Rows, families: Sequence[str]) -
             if not own:
                 continue
             at, values = [row["images_per_second"] for row in own], [row["value"] for row in own]
-            low = [max(row["value"] - row["accuracy_low"], 0) for row in own]
-            high = [max(row["accuracy_high"] - row["value"], 0) for row in own]
+            low = [row["value"] - row["low"] for row in own]
+            high = [row["high"] - row["value"] for row in own]
             axes.errorbar(at, values, [low, high], fmt="none", ecolor=colour(index), elinewidth=0.9, alpha=0.45)
             edges = [INK if row in front else "none" for row in own]
             marker, shade = MARKERS[index % 8], colour(index)

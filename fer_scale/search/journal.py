@@ -53,6 +53,7 @@ class Journal:
         if not storage.is_s3(self._out):
             os.makedirs(self._out, exist_ok=True)
             with open(self._whole, "ab") as kept:
+                kept.truncate(self._kept)  # what an earlier write that failed may have left
                 kept.write(new)
                 kept.flush()
                 os.fsync(kept.fileno())

@@ -20,6 +20,10 @@ KEPT_BACK = 0.08
 """Share of the time for starting up and for scoring."""
 SHORT = 0.6
 """Share of its rung below which a fit that the deadline shortens is not begun."""
+COUNTED = 0.5
+"""Share of its rung below which a fit that was shortened counts for nothing, where its trial has another score."""
+LAST = 0.95
+"""Share of the time left that a slot's last fit takes: the rest is for starting and scoring it."""
 FAMILY_SHARE = 0.25
 """A rung that costs no more than this share of the search for all families together is open to the best of each."""
 
@@ -75,10 +79,10 @@ class Standing:
     running: int = 0
     """Fits under way."""
     failed: bool = False
-    confirmed: float | None = None
-    """Accuracy of the confirmation, on a fresh seed."""
-    confirming: bool = False
-    """Whether a confirmation was begun."""
+    confirmed: dict[int, float] = field(default_factory=dict)
+    """Accuracy at a rung on a fresh seed."""
+    confirming: int = 0
+    """The highest rung that a confirmation was begun for."""
 
     @property
     def rung(self) -> int:
@@ -89,7 +93,7 @@ class Standing:
     def value(self) -> float:
         """By what trials are ranked: the accuracy at the highest rung, the mean of both seeds once confirmed."""
         accuracy = self.scores[self.rung]
-        return accuracy if self.confirmed is None else (accuracy + self.confirmed) / 2
+        return (accuracy + self.confirmed.get(self.rung, accuracy)) / 2
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,8 @@ class Choice:
 
     kind: Literal["new", "climb", "confirm"]
     rung: int
+    compute: float
+    """Seconds; a slot's last fit is given more than its rung."""
     trial: int = -1
 
 
@@ -107,15 +113,19 @@ class _Rung:
     def __init__(self) -> None:
         self.scores: list[float] = []
         self.climbed = 0
-        self.firsts: dict[str, Standing] = {}
+        self.firsts: dict[str, tuple[float, Standing]] = {}
+        """The best of each family, by its score at this rung."""
         self._waiting: list[tuple[float, int, Standing]] = []
 
     def add(self, one: Standing, score: float) -> None:
         insort(self.scores, -score)
-        insort(self._waiting, (-score, one.trial, one))
-        first = self.firsts.get(one.family)
-        if first is None or score > first.scores[min(first.scores)]:
-            self.firsts[one.family] = one
+        self.wait(one, score)
+        if one.family not in self.firsts or score > self.firsts[one.family][0]:
+            self.firsts[one.family] = (score, one)
+
+    def wait(self, one: Standing, score: float) -> None:
+        """The trial may climb on."""
+        insort(self._waiting, (-score, one.trial, one), key=lambda item: item[:2])
 
     def best(self, rung: int) -> tuple[int, Standing] | None:
         """The best that has not climbed on and is not running, with its rank from 0 among all of the rung."""
@@ -129,49 +139,74 @@ class _Rung:
 class Policy:
     """Decides what a free slot does.
 
-    Every family opens before anything climbs. Then whatever is in the best third of its rung climbs, the highest rung
-    first, and where nothing does a new trial begins. When the time left is just enough for the end, the end comes
-    first: the best climbs to the highest rung and is confirmed there on a fresh seed.
+    First every family opens. Whatever is in the best third of its rung climbs, the highest rung first, the best already
+    while the second half of the families opens; where nothing does a new trial begins. When the time left no longer
+    allows for a fit that could still matter and a fit for the highest rung, each slot takes its last one: the best
+    climbs to the highest rung, then it is fitted there on a fresh seed, then the same with the next best. A last fit
+    gets all of the time that is left.
+
+    Args:
+        rungs: the ladder.
+        families: their names.
+        slots: fits at once.
+        spread: half of the 95 % interval of a score: two that are closer are a tie.
     """
 
-    def __init__(self, rungs: Rungs, families: Sequence[str]) -> None:
+    def __init__(self, rungs: Rungs, families: Sequence[str], *, slots: int, spread: float) -> None:
         self.rungs = rungs
         self.standings: dict[int, Standing] = {}
+        self._spread = spread
+        self._in_a_row = 2 if slots == 1 else 1
         self._unopened = set(families)
         self._unscored = set(families)
+        self._half = len(self._unscored) / 2
+        self._opened: dict[str, int] = {}
         self._rungs = {rung: _Rung() for rung in range(1, rungs.count + 1)}
-        self._aims: dict[int, set[Standing]] = {rung: set() for rung in range(rungs.count + 1)}
+        self._highest = 0
         self._running = 0
+        self._over = False
 
     def begins(self, trial: int, family: str, rung: int, confirm: bool = False) -> None:
         """A fit begins."""
         one = self.standings.setdefault(trial, Standing(trial=trial, family=family))
         self._unopened.discard(family)
+        self._opened.setdefault(family, len(self._opened))
         one.running += 1
         self._running += 1
         if confirm:
-            one.confirming = True
+            one.confirming = max(rung, one.confirming)
         elif rung > one.aim:
             if one.rung:
                 self._rungs[one.rung].climbed += 1
-            self._aims[one.aim].discard(one)
-            self._aims[rung].add(one)
             one.aim = rung
+            self._highest = max(self._highest, rung)
 
-    def ends(self, trial: int, rung: int, accuracy: float | None, confirm: bool = False) -> None:
-        """A fit ended, with an accuracy or without one; a trial whose fit failed does not go on."""
+    def ends(self, trial: int, rung: int, accuracy: float | None, *, confirm: bool = False, cut: bool = False) -> None:
+        """A fit ended, with an accuracy or without one; a trial whose fit failed does not go on.
+
+        Args:
+            trial: whose fit it was.
+            rung: that it was for.
+            accuracy: on val.
+            confirm: whether it was on a fresh seed.
+            cut: whether it has no accuracy only because the deadline left it too little: then it may be begun again.
+        """
         one = self.standings[trial]
         one.running -= 1
         self._running -= 1
         self._unscored.discard(one.family)
-        if confirm:
-            one.confirmed = accuracy
-        elif accuracy is None:
-            one.failed = True
-            self._aims[one.aim].discard(one)
+        if accuracy is not None:
+            (one.confirmed if confirm else one.scores)[rung] = accuracy
+            if not confirm:
+                self._rungs[rung].add(one, accuracy)
+        elif confirm:
+            one.confirming = 0 if cut else one.confirming
+        elif cut:
+            one.aim = one.rung
+            self._rungs[one.rung].climbed -= 1
+            self._rungs[one.rung].wait(one, one.scores[one.rung])
         else:
-            one.scores[rung] = accuracy
-            self._rungs[rung].add(one, accuracy)
+            one.failed = True
 
     def choose(self, *, left: float, pace: float, may_open: bool) -> Choice | None:
         """The next fit; None where nothing is worth it now.
@@ -181,50 +216,89 @@ class Policy:
             pace: wall seconds that a second of compute takes here, 1 or more.
             may_open: whether another trial is allowed.
         """
-        if may_open and self._unopened:
-            return Choice("new", 1)
-        left /= pace
-        usual, end = self._usual(left, may_open), self._end(left)
-        if end and (usual is None or left - self.rungs.compute(usual.rung) < self.rungs.compute(end.rung)):
-            return end
-        return usual
-
-    def _usual(self, left: float, may_open: bool) -> Choice | None:
-        if not self._unscored:
+        spare = left / pace - self._in_a_row * self.rungs.compute(self.rungs.count)
+        opening = may_open and bool(self._unopened) and left / pace >= SHORT * self.rungs.first
+        early = len(self._unscored) > self._half or self._rungs[1].climbed > 0
+        # a trial that could not climb any more would tell too little
+        over = self._over or spare < self.rungs.first + self.rungs.compute(2)
+        if not over and not (opening and early):
             for rung in range(self.rungs.count - 1, 0, -1):
-                if self.rungs.compute(rung + 1) <= left and (one := self._promoted(rung)) is not None:
-                    return Choice("climb", rung + 1, one.trial)
-        # a trial that could not climb any more would tell nothing
-        enough = left >= self.rungs.first + self.rungs.compute(2)
-        return Choice("new", 1) if may_open and enough else None
+                if self.rungs.compute(rung + 1) <= spare and (one := self._promoted(rung)) is not None:
+                    return self._choice("climb", rung + 1, one)
+        if opening or (may_open and not over):
+            return Choice("new", 1, self.rungs.first)
+        if not over:
+            return self._close()
+        last = self._last(left * LAST, pace)
+        self._over = last is not None  # from here on whatever slot is free takes its last fit, too
+        return last
+
+    def _choice(self, kind: Literal["climb", "confirm"], rung: int, one: Standing) -> Choice:
+        return Choice(kind, rung, self.rungs.compute(rung), one.trial)
 
     def _promoted(self, at: int) -> Standing | None:
-        """What may climb past a rung: at the lowest the best of each family before the second of any."""
+        """What may climb past a rung: at the lowest the best of each family before the second of any.
+
+        That is for families which val cannot tell from the best one, or which cost little; those that are a tie with it
+        go in the order in which they began, for what is likely to be good begins first.
+        """
         rung = self._rungs[at]
         quota = len(rung.scores) // REDUCTION
-        if at == 1 or at < self.rungs.families_to:
-            firsts = [t for t in rung.firsts.values() if t.aim == at and not t.running and not t.failed]
-            first = max(firsts, key=lambda t: t.scores[at], default=None)
-            if first is not None and (rung.climbed < quota or at < self.rungs.families_to):
-                return first
-        best = rung.best(at) if rung.climbed < quota else None
-        return best[1] if best is not None and best[0] < quota else None
+        free, all_may = rung.climbed < quota, at < self.rungs.families_to and not self._unscored
+        if rung.scores and (all_may or (at == 1 and free)):
+            best = -rung.scores[0]
+            firsts = [
+                (score < best - self._spread, self._opened[name] if score >= best - self._spread else -score, one)
+                for name, (score, one) in rung.firsts.items()
+                if one.aim == at and not one.running and not one.failed
+                if all_may or score >= best - 2 * self._spread
+            ]
+            if firsts:
+                return min(firsts, key=lambda item: item[:2])[2]
+        found = rung.best(at) if free else None
+        return found[1] if found is not None and found[0] < quota else None
 
-    def _end(self, left: float) -> Choice | None:
-        """The end that is still due: a fit for the highest rung within reach, then its confirmation."""
-        top = self.rungs.count
-        reached = max((rung for rung, members in self._aims.items() if members), default=0)
-        if reached < top:
-            reach = max((r for r in range(1, top + 1) if self.rungs.compute(r) * SHORT <= left), default=0)
-            ready = (self._rungs[rung].best(rung) for rung in range(top, 0, -1))
-            best = next((found[1] for found in ready if found is not None), None)
-            if best is not None and reach > reached:
-                return Choice("climb", reach, best.trial)
-            if self._running and reach > 1:
-                return None  # a better one may come out of what runs
-        # while the first fit for the highest rung runs, it is what will be chosen
-        chosen = max((t for t in self._aims[reached] if t.scores), key=lambda t: t.value, default=None)
-        if chosen is None or chosen.confirming:
+    def _last(self, left: float, pace: float) -> Choice | None:
+        """A slot's last fit: until the deadline, for the highest rung within reach.
+
+        It is given as much compute as there is wall time: where that takes longer here, it anneals by the clock.
+        """
+        rungs = range(1, self.rungs.count + 1)
+        reach = max((rung for rung in rungs if self.rungs.compute(rung) * SHORT <= left / pace), default=0)
+
+        def may(one: Standing) -> bool:
+            return one.aim < reach or (self._highest <= reach and one.aim > one.confirming and one.aim == self._highest)
+
+        able = [one for one in self.standings.values() if one.scores and not one.failed and may(one)]
+        chosen = [one for one in able if one.aim == self._highest >= reach]
+        # what was sent to the highest rung is confirmed before the next goes there, where no score there says otherwise
+        best = _best(chosen if chosen and not self._rungs[self._highest].scores else able, self._spread)
+        if best is None:
             return None
-        rung = chosen.aim if chosen.running else chosen.rung
-        return Choice("confirm", rung, chosen.trial) if self.rungs.compute(rung) * SHORT <= left else None
+        if best.aim >= reach:
+            return Choice("confirm", best.aim, left, best.trial)
+        half = left / 2 / pace  # of one slot, which confirms it afterwards
+        alone = self._in_a_row > 1 and half >= self.rungs.compute(reach) * SHORT
+        return Choice("climb", reach, half if alone else left, best.trial)
+
+    def _close(self) -> Choice | None:
+        """All trials that are allowed have begun, and there is time: the best is brought to the top and confirmed."""
+        best = _best([one for one in self.standings.values() if one.scores and not one.failed], self._spread)
+        if best is None or self._running > best.running:
+            return None  # a better one may come out of what runs
+        if best.aim < self.rungs.count:
+            return self._choice("climb", self.rungs.count, best)
+        return self._choice("confirm", best.aim, best) if best.confirming < best.aim else None
+
+
+def _best(able: Sequence[Standing], spread: float) -> Standing | None:
+    """The best of trials, at different rungs and whether they run or not: the best of the highest rung.
+
+    One that stands lower is better only if val can tell so from their scores at the rung where it stands.
+    """
+    best = max(able, key=lambda one: (one.rung, one.value), default=None)
+    for one in able:
+        below = best is not None and one.rung < best.rung and one.rung in best.scores
+        if best is not None and below and one.scores[one.rung] > best.scores[one.rung] + spread:
+            best = one
+    return best

@@ -9,7 +9,7 @@ from fer_scale.durations import duration
 from fer_scale.report import number, render, short
 from fer_scale.search import drawings
 from fer_scale.search.price import front
-from fer_scale.search.rows import ranked, value
+from fer_scale.search.rows import interval, ranked, value
 
 COORDINATES = 60
 """Most trials, the best, that are drawn as lines through their parameters."""
@@ -25,7 +25,9 @@ def page(trials: Sequence[Mapping[str, Any]], facts: Mapping[str, Any], importan
         facts: what else is to be told, name to value; ``seconds``, the wall time, goes to the top.
         importances: share of each parameter, most important first; empty where there were too few trials to tell.
     """
-    scored = ranked([{**row, "value": value(row)} if row["accuracy"] is not None else {**row} for row in trials])
+    scored = ranked([{**row} for row in trials])
+    for row in scored:
+        row["value"], (row["low"], row["high"]) = value(row), interval(row)
     board = [*scored, *({**row} for row in trials if row["accuracy"] is None)]
     families = sorted({row["family"] for row in board})
     for rank, row in enumerate(board, 1):

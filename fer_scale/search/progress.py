@@ -11,7 +11,7 @@ from rich.table import Table
 
 from fer_scale.console import console, say
 from fer_scale.durations import duration
-from fer_scale.search.rows import ranked, value
+from fer_scale.search.rows import interval, ranked, value
 
 
 class SearchProgress:
@@ -75,7 +75,7 @@ class SearchProgress:
         for family in self._families:
             own = [row for row in rows if row["family"] == family]
             top = next(iter(ranked(own)), None)
-            tie = top is not None and best is not None and top is not best and top["accuracy_high"] >= value(best)
+            tie = top is not None and best is not None and top is not best and interval(top)[1] >= value(best)
             table.add_row(
                 family,
                 str(sum(self._busy[row["trial_id"]] for row in own)),

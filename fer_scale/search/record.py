@@ -6,7 +6,7 @@ import statistics
 import tempfile
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,11 +18,12 @@ from fer_scale import storage
 from fer_scale.console import warn
 from fer_scale.errors import InputError
 from fer_scale.faces.store import Store
-from fer_scale.labelling.lease import Lease
+from fer_scale.labelling.lease import Lease, LeaseLostError
+from fer_scale.learning import metrics
 from fer_scale.provenance import provenance
 from fer_scale.search import price, rows
 from fer_scale.search.journal import Journal
-from fer_scale.search.ladder import Policy, Rungs
+from fer_scale.search.ladder import COUNTED, SHORT, Policy, Rungs
 from fer_scale.search.page import page
 from fer_scale.search.progress import SearchProgress
 from fer_scale.search.study import Fit, Study, new_name
@@ -74,13 +75,19 @@ class Search:
         self.progress = SearchProgress(families, self.rungs.count, self.deadline)
         self._max_trials = max_trials
         self._price_per_hour = price_per_hour
-        self._policy = Policy(self.rungs, families)
+        faces = sum(store.counts["val"].values())
+        low, high = metrics.wilson_interval(faces / 2, faces)
+        self._policy = Policy(self.rungs, families, slots=slots, spread=(high - low) / 2)
         self._rows: dict[int, dict[str, Any]] = {}
+        self._confirmed: dict[tuple[int, int], Mapping[str, Any]] = {}
+        """Results on a fresh seed, by trial and rung."""
         self._first: dict[int, Fit] = {}
-        self._running: dict[int, tuple[Fit, float]] = {}
+        self._running: dict[int, tuple[Fit, float, float]] = {}
+        """By number: the fit, when it began, and the compute it was given."""
         self._again: list[tuple[int, Fit]] = []
         self._attempts: dict[int, int] = {}
-        self._paces: deque[float] = deque(maxlen=20)
+        self._paces: deque[tuple[float, float]] = deque(maxlen=20)
+        """Wall time and compute of the latest fits."""
         self._lost: list[float] = []
         self._written = (0.0, 0.0)
         self._warned = False
@@ -102,7 +109,7 @@ class Search:
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
-            stack.enter_context(Lease(self._out, self._settings["name"]))
+            self._lease = stack.enter_context(Lease(self._out, self._settings["name"]))
             scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="fer_scale-search-"))
             self._write_settings()
             self._journal = Journal(self._out, Path(scratch) / "journal.log")
@@ -125,23 +132,32 @@ class Search:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         with self._stack:
-            self.write()
-            self._journal.close()
+            if not isinstance(error, LeaseLostError):
+                self.write()
+                self._journal.close()
 
     def _show(self) -> None:
-        busy = [fit.trial for fit, _ in self._running.values()]
+        busy = [fit.trial for fit, *_ in self._running.values()]
         self.progress.show(self._rows.values(), busy)
 
     def next(self) -> tuple[int, Fit] | None:
-        """The number and the fit that a free slot takes on; None where nothing is worth it now."""
-        if self._again:
-            number, fit = self._again.pop(0)
+        """The number and the fit that a free slot takes on; None where nothing is worth it now.
+
+        Raises:
+            LeaseLostError: another run goes on with this search.
+        """
+        self._lease.check()
+        wall, compute = (sum(part) for part in zip(*self._paces, strict=True)) if self._paces else (1.0, 1.0)
+        left, pace = self.deadline - time.time(), max(wall / compute, 1.0)
+        # one for which the time is too short stays open in the journal, for a resume with more of it
+        in_time = [one for one in self._again if SHORT * self.rungs.compute(one[1].rung) <= left / pace]
+        if in_time:
+            self._again.remove(in_time[0])
+            number, fit = in_time[0]
+            compute = self.rungs.compute(fit.rung)
         else:
-            choice = self._policy.choose(
-                left=self.deadline - time.time(),
-                pace=max(statistics.median(self._paces), 1.0) if self._paces else 1.0,
-                may_open=self._max_trials is None or len(self._rows) < self._max_trials,
-            )
+            may_open = self._max_trials is None or len(self._rows) < self._max_trials
+            choice = self._policy.choose(left=left, pace=pace, may_open=may_open)
             if choice is None:
                 return None
             if choice.kind == "new":
@@ -150,10 +166,16 @@ class Search:
                 number, fit = self._study.again(
                     self._first[choice.trial], choice.rung, confirm=choice.kind == "confirm"
                 )
+            compute = choice.compute
             self._take(fit, time.time())
-        self._running[number] = (fit, time.time())
+            self._keep()  # killed now, the fit is known
+        self._running[number] = (fit, time.time(), compute)
         self._show()
         return number, fit
+
+    def compute(self, number: int) -> float:
+        """Compute of a fit under way, seconds: that of its rung, or more where it is its slot's last."""
+        return self._running[number][2]
 
     @property
     def running(self) -> int:
@@ -166,8 +188,13 @@ class Search:
         self._rows.setdefault(fit.trial, rows.begun(fit, started))
 
     def _put(self, fit: Fit, result: Mapping[str, Any]) -> None:
-        self._policy.ends(fit.trial, fit.rung, result.get("accuracy"), fit.confirm)
-        rows.take_in(self._rows[fit.trial], fit, result, self.rungs)
+        accuracy, cut = result.get("accuracy"), result.get("cut", False)
+        self._policy.ends(fit.trial, fit.rung, accuracy, confirm=fit.confirm, cut=cut)
+        row = self._rows[fit.trial]
+        rows.take_in(row, fit, result, self.rungs)
+        if fit.confirm and accuracy is not None:
+            self._confirmed[fit.trial, fit.rung] = result
+        rows.confirm(row, self._confirmed.get((fit.trial, row["rung"])))
         if "seconds" in result:  # between the choice of a fit and its first line, and from its last to here
             self._lost.append(result["ended"] - result["started"] - result["seconds"])
 
@@ -179,7 +206,8 @@ class Search:
             result: what :meth:`Trial.score <fer_scale.search.trial.Trial.score>` gives and the ``share`` of the fit's
                 steps that were taken; or a ``reason`` for there being no accuracy, and whether its process ``died``.
         """
-        fit, started = self._running.pop(number)
+        self._lease.check()
+        fit, started, compute = self._running.pop(number)
         self._attempts[number] = self._attempts.get(number, 0) + 1
         if result.get("died") and self._attempts[number] < ATTEMPTS:
             self._again.append((number, fit))
@@ -187,10 +215,15 @@ class Search:
         known = (*rows.OF_FIT, "compute_seconds", "share", "seconds", "reason")
         kept = {key: result[key] for key in known if key in result}
         kept |= {"started": started, "ended": time.time(), "top": fit.rung >= self.rungs.count}
-        if kept.get("share", 0) >= 1 and kept["compute_seconds"]:
-            self._paces.append((kept["ended"] - started) / kept["compute_seconds"])
+        if kept.get("share", 0) >= 1 and "seconds" in kept:
+            self._paces.append((kept["seconds"], compute))
+        if "accuracy" in kept:
+            kept["share"] *= compute / self.rungs.compute(fit.rung)
+            if kept["share"] < COUNTED and (fit.confirm or self._rows[fit.trial]["accuracy"] is not None):
+                del kept["accuracy"]
+                kept |= {"cut": True, "reason": f"given {100 * kept['share']:.0f} % of rung {fit.rung}, too little"}
         self._study.end(number, fit, kept)
-        self._journal.keep()
+        self._keep()
         self._put(fit, kept)
         row = self._rows[fit.trial]
         if str(row["weights"]).startswith("none (") and not self._warned:
@@ -222,10 +255,27 @@ class Search:
     def _write_now_and_then(self) -> None:
         last, took = self._written
         if time.time() - last >= took / WRITING:
-            self.write()
+            self._bravely(self.write)
+
+    def _keep(self) -> None:
+        self._bravely(self._journal.keep)
+
+    def _bravely(self, write: Callable[[], None]) -> None:
+        """Write what will be written again: a disk or an S3 that errs for a while does not end the search."""
+        try:
+            write()
+        except LeaseLostError:
+            raise
+        except Exception as error:
+            warn(f"SEARCH could not be written, it is tried again after the next fit: {error}")
 
     def write(self) -> None:
-        """Write journal, table and leaderboard, each file at once; the journal first, for it is the truth."""
+        """Write journal, table and leaderboard, each file at once; the journal first, for it is the truth.
+
+        Raises:
+            LeaseLostError: another run goes on with this search.
+        """
+        self._lease.check()
         began = time.time()
         self._journal.keep()
         sink = pa.BufferOutputStream()

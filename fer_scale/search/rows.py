@@ -74,18 +74,19 @@ def take_in(row: dict[str, Any], fit: "Fit", result: Mapping[str, Any], rungs: "
     row["compute_seconds"] = round(row["compute_seconds"] + result.get("compute_seconds", 0.0), 3)
     row["ended"] = result["ended"]
     if fit.confirm:
-        if result.get("accuracy") is not None:
-            row.update({name: result[was] for name, was in _CONFIRMED.items()})
         return
     if result.get("accuracy") is None:
         known = row["accuracy"] is not None
         row.update({key: result[key] for key in OF_FIT[:2] if key in result})
         row["images_seen"] = row["images_seen"] if known else result.get("images_seen", 0)
-        row["status"] = "failed"
+        row["status"] = "time budget" if result.get("cut") else "failed"
         row["reason"] = result["reason"] + (f" (on the way to rung {fit.rung})" if known else "")
         return
+    row["scores"] = [*row["scores"], *[None] * (fit.rung - len(row["scores"]))]
+    row["scores"][fit.rung - 1] = result["accuracy"]
+    if fit.rung < row["rung"]:  # a last fit, for a higher rung, was faster
+        return
     row.update({key: result[key] for key in OF_FIT})
-    row["scores"] = [*row["scores"], *[None] * (fit.rung - 1 - len(row["scores"])), result["accuracy"]]
     row["rung"], row["seed"] = fit.rung, fit.seed
     if result["share"] < 1:
         row["status"] = "time budget"
@@ -96,22 +97,40 @@ def take_in(row: dict[str, Any], fit: "Fit", result: Mapping[str, Any], rungs: "
         row["status"], row["reason"] = "pruned", f"not promoted from rung {fit.rung}"
 
 
-_CONFIRMED = {"confirmed": "accuracy", "confirmed_low": "accuracy_low", "confirmed_high": "accuracy_high"}
+def confirm(row: dict[str, Any], result: Mapping[str, Any] | None) -> None:
+    """What the fit on a fresh seed came to, for the rung that the row is of; None where there is none."""
+    names = {"confirmed": "accuracy", "confirmed_low": "accuracy_low", "confirmed_high": "accuracy_high"}
+    row.update({name: result[was] if result else None for name, was in names.items()})
 
 
 def value(row: Mapping[str, Any]) -> float:
-    """By what rows are ranked: the accuracy, or where it was confirmed the mean of both seeds."""
+    """By what rows of one rung are ranked: the accuracy, or where it was confirmed the mean of both seeds."""
     accuracy: float = row["accuracy"]
     return accuracy if row["confirmed"] is None else (accuracy + row["confirmed"]) / 2
 
 
+def interval(row: Mapping[str, Any]) -> tuple[float, float]:
+    """The 95 % interval of the value.
+
+    Both seeds are scored on the same faces, so their mean is known no better than one of them as far as that goes: its
+    interval is as wide as theirs.
+    """
+    low, high = row["accuracy_low"], row["accuracy_high"]
+    if row["confirmed"] is None:
+        return low, high
+    return (low + row["confirmed_low"]) / 2, (high + row["confirmed_high"]) / 2
+
+
 def ranked(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The scored rows, best first."""
+    """The scored rows, best first: by rung, then what was confirmed, then by value.
+
+    A high score at a low rung is luck more often than not, and so is one that no second seed has confirmed.
+    """
     scored = [row for row in rows if row["accuracy"] is not None]
-    return sorted(scored, key=lambda row: (-value(row), row["parameters"]))
+    return sorted(scored, key=lambda row: (-row["rung"], row["confirmed"] is None, -value(row), row["parameters"]))
 
 
 def mark_ties(scored: Sequence[dict[str, Any]]) -> None:
-    """Set ``tie`` on the ranked rows that val cannot tell from the best: their interval holds its accuracy."""
+    """Set ``tie`` on the ranked rows that val cannot tell from the best: their interval holds its accuracy, or more."""
     for rank, row in enumerate(scored):
-        row["tie"] = rank > 0 and row["accuracy_high"] >= value(scored[0])
+        row["tie"] = rank > 0 and interval(row)[1] >= value(scored[0])

@@ -133,7 +133,7 @@ def check_fixed(fixed: Mapping[str, Any], families: Sequence[str]) -> dict[str, 
             raise InputError(f"fix {key}={value}", f"one of {', '.join(sorted(shared + own))}", "correct the name")
         checked[key] = _parsed(key, value)
     for name, reference in references.items():
-        start = Configuration.from_dict({"family": name, **STARTS.get(name, {})})
+        start = Configuration.from_dict({"family": name, **STARTS.get(name, [{}])[0]})
         _check_together(reference, start, pinned(checked, reference), pinned(checked, start))
         for key, given in checked.items():
             for value in _members(given):

@@ -5,6 +5,7 @@ begins, and what came of it before Optuna is told, so a search that was killed a
 loses nor repeats a fit. Nothing in it is pickled: it is JSON lines.
 """
 
+import contextlib
 import json
 import time
 import warnings
@@ -51,8 +52,9 @@ class Fit:
 class Study:
     """Asks Optuna for configurations and tells it what came of them.
 
-    The first trials are the families' reference configurations, the next those of :data:`STARTS`; from there on
-    grouped TPE (Bergstra et al. 2011) decides. It ranks fits for the highest rung first, then those for the next.
+    The first trials are the families' first :data:`STARTS`, then come their others and the reference configurations;
+    from there on grouped TPE (Bergstra et al. 2011) decides. It ranks fits for the highest rung first, then those for
+    the next.
 
     TPE looks at every trial of its study for each proposal, so it has one of its own, in memory, of which only the best
     and the latest stay, so that what a proposal costs depends on them and on the fits that are running.
@@ -87,7 +89,7 @@ class Study:
         """Fits of the journal that ended, with their results, in the order in which they began."""
         self.unfinished: list[tuple[int, Fit]] = []
         """Fits, with their numbers, that were running when the search was killed."""
-        self._known = [(kind, family) for kind in ("reference", "start") for family in self._families]
+        self._known = self._given()
         self._asked: dict[int, Asked] = {}
         self._open: dict[int, optuna.Trial] = {}
         self._trials = 0
@@ -114,8 +116,8 @@ class Study:
             elif not trial.state.is_finished():
                 self.unfinished.append((trial.number, fit))
         self._trials = 1 + max(known, default=-1)
-        begun = {(fit.start, fit.configuration["family"]) for fit in known.values()}
-        self._known = [one for one in self._known if one not in begun]
+        begun = [Configuration.from_dict(fit.configuration) for fit in known.values() if fit.start != "proposed"]
+        self._known = [one for one in self._known if one[1] not in begun]
 
     def new(self) -> tuple[int, Fit]:
         """A new trial: its number in the journal, and its fit for the lowest rung.
@@ -123,13 +125,11 @@ class Study:
         Raises:
             InputError: no draw goes together with what is fixed.
         """
-        while self._known:
-            start, family = self._known.pop(0)
-            configuration = self._start(start, family)
-            if configuration is not None:
-                # given, not drawn: of its parameters the sampler learns the family alone
-                families = optuna.distributions.CategoricalDistribution(self._families)
-                return self._begin(({"family": family}, {"family": families}), start, configuration)
+        if self._known:
+            start, configuration = self._known.pop(0)
+            # given, not drawn: of its parameters the sampler learns the family alone
+            families = optuna.distributions.CategoricalDistribution(self._families)
+            return self._begin(({"family": configuration.family}, {"family": families}), start, configuration)
         for _ in range(ATTEMPTS):
             trial = self._memory.ask()
             try:
@@ -244,16 +244,24 @@ class Study:
             self._drawn[number] = _running(memory, (trial.params, trial.distributions), {})
         self._memory = memory
 
-    def _start(self, kind: str, family: str) -> Configuration | None:
-        """A family's reference or start with what is fixed, or narrowed; None where that does not go together."""
-        if kind == "start" and family not in STARTS:
-            return None
-        values = {"family": family, **(STARTS[family] if kind == "start" else {})}
-        try:
-            known = Configuration.from_dict(values)
-            return known.with_fixed(pinned(self._fixed, known))
-        except InputError:
-            return None
+    def _given(self) -> list[tuple[str, Configuration]]:
+        """What comes before proposals, with what is fixed or narrowed, as far as that goes together.
+
+        A start of every family, or where it has none its reference; then the other starts, then the references.
+        """
+        firsts, starts, references = [], [], []
+        for family in self._families:
+            own: list[tuple[str, Configuration]] = []
+            for start, values in [*(("start", values) for values in STARTS.get(family, [])), ("reference", {})]:
+                with contextlib.suppress(InputError):
+                    known = Configuration.from_dict({"family": family, **values})
+                    known = known.with_fixed(pinned(self._fixed, known))
+                    if known not in [one for _, one in own]:
+                        own.append((start, known))
+            firsts += own[:1]
+            starts += [one for one in own[1:] if one[0] == "start"]
+            references += [one for one in own[1:] if one[0] == "reference"]
+        return [*firsts, *starts, *references]
 
 
 def _running(study: optuna.Study, asked: Asked, attributes: dict[str, Any]) -> optuna.Trial:

@@ -55,14 +55,16 @@ class Proposer(Searcher):
         self._numbers[trial_id] = number
         return {
             "configuration": fit.configuration,
-            "compute": self._search.rungs.compute(fit.rung),
+            "compute": self._search.compute(number),
             "deadline": self._search.deadline,
             "seed": fit.seed,
         }
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """A fit ended, or its process did."""
-        number = self._numbers.pop(trial_id)
+        number = self._numbers.pop(trial_id, None)
+        if number is None:  # Ray Tune tells of the same fit again where it was told of an error meanwhile
+            return
         if error or result is None:
             self._search.end(number, {"died": True, "reason": "its process died (killed, or out of memory)"})
         else:

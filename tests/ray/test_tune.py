@@ -65,7 +65,7 @@ def test_a_search_leaves_a_row_a_trial_and_a_leaderboard(searched: tuple[Path, d
     assert pq.read_schema(out / "trials.parquet").names == TRIALS_SCHEMA.names
     assert 2 <= len(rows) <= 4
     assert result["trials"] == len(rows)
-    assert {row["family"] for row in rows if row["start"] == "reference"} == {"cnn1", "cnn2"}
+    assert {row["family"] for row in rows if row["start"] == "start"} == {"cnn1", "cnn2"}
     for row in rows:
         assert row["status"] in ("completed", "pruned", "time budget")
         assert row["reason"]

@@ -15,7 +15,7 @@ from fer_scale.search.starts import STARTS
 def test_reference_and_start_come_back_from_json(family: str) -> None:
     for configuration in (
         Configuration.reference(family),
-        Configuration.from_dict({"family": family, **STARTS.get(family, {})}),
+        *(Configuration.from_dict({"family": family, **start}) for start in STARTS[family]),
     ):
         again = Configuration.from_dict(json.loads(json.dumps(configuration.to_dict())))
         assert again == configuration

@@ -4,7 +4,6 @@ import copy
 import dataclasses
 import json
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +23,15 @@ from fer_scale.faces.sample import draw
 from fer_scale.faces.store import Store
 from fer_scale.faces.windows import Windows
 from fer_scale.families import FAMILIES
+from fer_scale.labelling.lease import LeaseLostError
 from fer_scale.learning.batches import Batches, Feed
 from fer_scale.learning.configuration import Configuration
 from fer_scale.learning.loop import Learner, fit
 from fer_scale.learning.stream import StreamedBatches
-from fer_scale.search import price
+from fer_scale.search import price, rows
 from fer_scale.search import study as study_module
 from fer_scale.search.features import backbone, features, head_alone, head_of
 from fer_scale.search.journal import Journal, read
-from fer_scale.search.ladder import Choice, Policy, Rungs
 from fer_scale.search.record import Search
 from fer_scale.search.space import check_fixed, suggest
 from fer_scale.search.space import read as read_space
@@ -118,8 +117,10 @@ def test_what_is_narrowed_is_drawn_from_that_alone() -> None:
 
 def test_references_and_starts_come_with_the_nearest_that_is_allowed(tmp_path: Path) -> None:
     fixed = check_fixed({"lr": "0.002..0.02", "batch_size": "32,64", "resnet.cut": "1,2"}, ["resnet"])
-    fits = [study(tmp_path, ["resnet"], **fixed).new()[1].configuration for _ in range(1)]
-    assert (fits[0]["recipe"]["lr"], fits[0]["recipe"]["batch_size"], fits[0]["network"]["cut"]) == (0.002, 64, 1)
+    asked = study(tmp_path, ["resnet"], **fixed)
+    start, reference = (asked.new()[1].configuration for _ in range(2))
+    assert (start["recipe"]["lr"], start["recipe"]["batch_size"], start["network"]["cut"]) == (0.02, 64, 1)
+    assert (reference["recipe"]["lr"], reference["recipe"]["batch_size"], reference["network"]["cut"]) == (0.002, 64, 1)
 
 
 @pytest.mark.parametrize(
@@ -150,6 +151,11 @@ def test_a_start_that_does_not_go_with_what_is_fixed_is_left_out(tmp_path: Path)
     assert {fit.configuration["network"]["variant"] for fit in fits} == {"resnet18"}
 
 
+def test_starts_that_are_the_same_once_something_is_fixed_are_one(tmp_path: Path) -> None:
+    asked = study(tmp_path, ["efficientnet"], **check_fixed({"size": "64"}, ["efficientnet"]))
+    assert [asked.new()[1].start for _ in range(3)] == ["start", "reference", "proposed"]
+
+
 def test_values_that_go_together_may_be_fixed_together() -> None:
     assert check_fixed({"resnet.variant": "slim10", "resnet.width": "2"}, ["resnet"])["resnet.width"] == 2
     with pytest.raises(InputError, match="width=2"):
@@ -160,21 +166,23 @@ def test_a_family_without_a_start_begins_with_its_reference(tmp_path: Path, monk
     monkeypatch.delitem(STARTS, "cnn1")
     asked = study(tmp_path, ["cnn1", "resnet"], **check_fixed({}, ["cnn1", "resnet"]))
     kinds = [(fit.start, fit.configuration["family"]) for _, fit in (asked.new() for _ in range(4))]
-    assert kinds[:3] == [("reference", "resnet"), ("reference", "cnn1"), ("start", "resnet")]
+    assert kinds[:3] == [("start", "resnet"), ("reference", "cnn1"), ("reference", "resnet")]
     assert kinds[3][0] == "proposed"
 
 
-def test_references_start_first_then_the_starts_then_proposals(tmp_path: Path) -> None:
-    asked = study(tmp_path, ["cnn1", "resnet"])
-    fits = [asked.new()[1] for _ in range(5)]
-    assert [(fit.start, fit.configuration["family"]) for fit in fits[:4]] == [
-        ("reference", "resnet"),
-        ("reference", "cnn1"),
-        ("start", "resnet"),
+def test_a_start_of_each_family_comes_first_then_the_other_starts_references_and_proposals(tmp_path: Path) -> None:
+    asked = study(tmp_path / "s", ["cnn1", "efficientnet"])
+    fits = [asked.new()[1] for _ in range(6)]
+    assert [(fit.start, fit.configuration["family"]) for fit in fits[:5]] == [
+        ("start", "efficientnet"),
         ("start", "cnn1"),
+        ("start", "efficientnet"),
+        ("reference", "efficientnet"),
+        ("reference", "cnn1"),
     ]
-    assert Configuration.from_dict(fits[0].configuration) == Configuration.reference("resnet")
-    assert fits[4].start == "proposed"
+    assert [fits[at].configuration["preprocessing"]["size"] for at in (0, 2)] == [64, 96]
+    assert Configuration.from_dict(fits[3].configuration) == Configuration.reference("efficientnet")
+    assert fits[5].start == "proposed"
 
 
 def test_the_same_seed_proposes_the_same(tmp_path: Path) -> None:
@@ -205,73 +213,6 @@ def test_a_promotion_is_told_to_the_sampler_with_the_parameters_of_the_trial(tmp
     assert len(told) == 2
     assert told[0].params == told[1].params
     assert "augmentation" in told[0].params
-
-
-class TestPolicy:
-    SIX = ("resnet", "efficientnet", "cnn2", "complex_cnn", "cnn1", "vgg16")
-
-    def play(self, seconds: float, slots: int, families: Sequence[str], limit: int = 10**6, pace: float = 1.0) -> Any:
-        """A search with a clock of its own; its policy, what began when, and when it ended."""
-        policy, rng = Policy(Rungs.within(seconds, slots, len(families)), families), np.random.default_rng(0)
-        now, running, began = 0.0, [], []
-        while True:
-            while len(running) < slots:
-                left, known = seconds - now, policy.standings
-                choice = policy.choose(left=left, pace=pace, may_open=len(known) < limit)
-                if choice is None:
-                    break
-                trial = len(known) if choice.kind == "new" else choice.trial
-                family = families[trial % len(families)]
-                policy.begins(trial, family, choice.rung, choice.kind == "confirm")
-                took = min(policy.rungs.compute(choice.rung) * pace, left)
-                running.append((now + took, trial, choice))
-                began.append((now, trial, family, choice))
-            if not running:
-                return policy, began, now
-            running.sort(key=lambda item: item[0])
-            now, trial, choice = running.pop(0)
-            quality = np.random.default_rng(trial).random() / 2 + rng.random() / 10 + choice.rung / 10
-            policy.ends(trial, choice.rung, float(quality), choice.kind == "confirm")
-
-    @pytest.mark.parametrize(("seconds", "slots"), [(1200, 2), (1200, 1), (2400, 2), (7200, 4), (1200, 30)])
-    def test_a_search_ends_in_time_with_a_confirmed_fit_for_the_highest_rung(self, seconds: float, slots: int) -> None:
-        policy, began, ended = self.play(seconds, slots, self.SIX)
-        assert ended <= seconds
-        assert ended > 0.8 * seconds
-        best = max(policy.standings.values(), key=lambda one: (one.rung, one.value))
-        assert best.rung == policy.rungs.count
-        assert any(one.rung == best.rung and one.confirmed is not None for one in policy.standings.values())
-        assert len({(trial, choice) for _, trial, _, choice in began}) == len(began)
-
-    def test_every_family_opens_before_anything_climbs_and_the_first_to_climb_are_of_different_families(self) -> None:
-        _, began, _ = self.play(1200, 2, self.SIX)
-        climbed = [at for at, (_, _, _, choice) in enumerate(began) if choice.kind == "climb"]
-        assert {family for _, _, family, _ in began[: climbed[0]]} == set(self.SIX)
-        assert len({began[at][2] for at in climbed[:3]}) == 3
-
-    def test_where_time_allows_the_best_of_every_family_climbs(self) -> None:
-        policy, _, _ = self.play(36000, 4, self.SIX)
-        assert policy.rungs.families_to >= 2
-        assert {one.family for one in policy.standings.values() if one.rung >= 2} == set(self.SIX)
-
-    def test_a_slow_machine_still_comes_to_an_end_that_is_confirmed(self) -> None:
-        policy, _, _ = self.play(1200, 2, self.SIX, pace=2.5)
-        assert any(one.confirmed is not None for one in policy.standings.values())
-
-    def test_few_trials_climb_to_the_top_without_more_of_them(self) -> None:
-        policy, began, ended = self.play(3600, 2, ["cnn1", "cnn2"], limit=4)
-        assert len(policy.standings) == 4
-        assert max(one.rung for one in policy.standings.values()) == policy.rungs.count
-        assert sum(choice.kind == "confirm" for *_, choice in began) >= 1
-        assert ended < 3600
-
-    def test_what_failed_neither_climbs_nor_holds_the_others_up(self) -> None:
-        policy = Policy(Rungs(first=1.0, count=3), ["cnn1", "cnn2"])
-        policy.begins(0, "cnn1", 1)
-        policy.begins(1, "cnn2", 1)
-        policy.ends(0, 1, None)
-        policy.ends(1, 1, 0.5)
-        assert policy.choose(left=9.5, pace=1.0, may_open=False) == Choice("climb", 3, 1)
 
 
 def trial(store: Store, compute: float, streamed: bool = False) -> Trial:
@@ -441,6 +382,101 @@ class TestRecord:
             search.end(number, {"died": True, "reason": "its process died"})
             assert search.table().to_pylist()[0]["reason"] == "its process died"
             assert (search.next() or pytest.fail("nothing to fit"))[1].trial == 1
+
+    def test_a_fit_is_on_record_as_it_begins(self, tmp_path: Path, store: Store) -> None:
+        with self.open(tmp_path / "s", store) as search:
+            begun = [search.next() for _ in range(2)]
+            (tmp_path / "killed").mkdir()
+            for name in ("journal.log", "search.json"):
+                (tmp_path / "killed" / name).write_bytes((tmp_path / "s" / name).read_bytes())
+        with self.open(tmp_path / "killed", store) as again:
+            assert [again.next() for _ in range(2)] == begun
+            _, third = again.next() or pytest.fail("nothing to fit")
+            assert (third.trial, third.start) == (2, "reference")
+
+    def test_a_fit_for_which_there_is_no_time_any_more_waits_for_a_resume_with_more(
+        self, tmp_path: Path, store: Store
+    ) -> None:
+        with self.open(tmp_path / "s", store, max_trials=4) as search:
+            self.play(search, limit=6)
+            number, fit = search.next() or pytest.fail("nothing to fit")
+            assert fit.rung > 1
+        with self.open(tmp_path / "s", store, max_trials=4, deadline=time.time() + 20) as search:
+            assert search.next() is None
+        with self.open(tmp_path / "s", store, max_trials=4) as search:
+            assert search.next() == (number, fit)
+
+    def test_a_fit_that_the_deadline_left_too_little_leaves_the_better_score(
+        self, tmp_path: Path, store: Store
+    ) -> None:
+        with self.open(tmp_path / "s", store, max_trials=4) as search:
+            self.play(search, limit=6)
+            number, fit = search.next() or pytest.fail("nothing to fit")
+            search.end(number, {**result(0.1), "share": 0.2})
+            row = search.table().to_pylist()[fit.trial]
+            assert (row["accuracy"], row["status"]) == (row["scores"][-1], "time budget")
+            assert row["accuracy"] > 0.1
+            assert "given 20 % of rung" in row["reason"]
+            self.play(search)  # and it may be begun again
+            assert search.leaderboard()[0]["confirmed"] is not None
+
+    def test_what_a_fit_is_given_decides_the_pace_and_its_share(self, tmp_path: Path, store: Store) -> None:
+        with self.open(tmp_path / "s", store, slots=2, deadline=time.time() + 118) as search:  # of 600
+            for _ in range(2):
+                number, fit = search.next() or pytest.fail("nothing to fit")
+                assert search.compute(number) == search.rungs.compute(1)
+                search.end(number, {**result(0.5), "seconds": 1.2 * search.compute(number)})
+            number, fit = search.next() or pytest.fail("nothing to fit")
+            given, rung = search.compute(number), search.rungs.compute(fit.rung)
+            assert given > rung
+            assert given == pytest.approx((search.deadline - time.time()) * 0.95, rel=0.2)
+            search.end(number, {**result(0.6), "share": 0.9 * rung / given})
+            row = search.table().to_pylist()[fit.trial]
+            assert "given 90 % of rung" in row["reason"]
+
+    def test_a_write_that_fails_is_made_up_for(self, tmp_path: Path, store: Store) -> None:
+        out = tmp_path / "s"
+        with self.open(out, store) as search:
+            self.play(search, limit=1)
+            kept = (out / "journal.log").read_bytes()
+            (out / "journal.log").unlink()
+            (out / "journal.log").mkdir()  # a disk that takes nothing
+            fits = self.play(search, limit=2)
+            (out / "journal.log").rmdir()
+            (out / "journal.log").write_bytes(kept + b"half a li")
+            self.play(search, limit=1)
+        with self.open(out, store) as again:
+            assert len(again.table()) >= len({fit.trial for fit in fits})
+            assert [row["trial_id"] for row in again.table().to_pylist()] == list(range(len(again.table())))
+
+    def test_a_search_that_another_run_has_taken_over_writes_no_more(self, tmp_path: Path, store: Store) -> None:
+        with pytest.raises(LeaseLostError), self.open(tmp_path / "s", store) as search:
+            number, _ = search.next() or pytest.fail("nothing to fit")
+            (tmp_path / "s" / "lease.json").write_text(json.dumps({"token": "another"}))
+            until = time.monotonic() + 30
+            while not search._lease._lost and time.monotonic() < until:
+                time.sleep(0.1)
+            before = read(str(tmp_path / "s"))
+            with pytest.raises(LeaseLostError):
+                search.end(number, result(0.5))
+            with pytest.raises(LeaseLostError):
+                search.write()
+            assert read(str(tmp_path / "s")) == before
+            search.next()
+
+    def test_what_was_confirmed_comes_before_a_lucky_score(self) -> None:
+        def row(rung: int, accuracy: float, confirmed: float | None = None) -> dict[str, Any]:
+            interval = {"accuracy_low": accuracy - 0.02, "accuracy_high": accuracy + 0.02}
+            again: dict[str, Any] = {"confirmed_low": None, "confirmed_high": None}
+            if confirmed is not None:
+                again = {"confirmed_low": confirmed - 0.02, "confirmed_high": confirmed + 0.02}
+            return {"rung": rung, "accuracy": accuracy, "confirmed": confirmed, "parameters": 1, **interval, **again}
+
+        board = [row(3, 0.78, 0.76), row(3, 0.73, 0.75), row(3, 0.79), row(2, 0.80), row(1, 0.5)]
+        assert rows.ranked(board[::-1]) == board
+        rows.mark_ties(board)
+        assert [one["tie"] for one in board] == [False, False, True, True, False]
+        assert rows.interval(board[0]) == pytest.approx((0.75, 0.79))
 
     def test_another_seed_or_store_is_another_search(self, tmp_path: Path, store: Store) -> None:
         with self.open(tmp_path / "s", store):
