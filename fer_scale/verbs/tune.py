@@ -11,20 +11,22 @@ from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fer_scale import storage
-from fer_scale.cluster import Cluster, connected, variables
-from fer_scale.console import set_quiet
+from fer_scale.cluster import TOLERANCE, connected, variables
+from fer_scale.console import set_quiet, warn
 from fer_scale.durations import parse_bytes, parse_seconds
 from fer_scale.errors import InputError
 from fer_scale.faces.store import Store
 from fer_scale.families import FAMILIES
+from fer_scale.search.fixed import check_fixed
+from fer_scale.search.fixed import read as read_space
 from fer_scale.search.record import Search
-from fer_scale.search.space import check_fixed
-from fer_scale.search.space import read as read_space
 from fer_scale.verbs.tune_trial import Climber, Pictures
 
 UNLIMITED = 10**9
 OVERTIME = 60.0
 """Seconds after the deadline at which a search ends whose fits have not: they found no CPU, or hang."""
+FAILURES = 12
+"""Fits in a row that failed, after which a search ends: with such a machine or store all others would."""
 MEMORY_PARTS = 8
 """Without a memory limit, decoded faces of one input size have one part of so many: several sizes are shared."""
 SETTINGS = {
@@ -45,10 +47,11 @@ class Proposer(Searcher):
         super().__init__(metric="accuracy", mode="max")
         self._search = search
         self._numbers: dict[str, int] = {}
+        self._failures = 0
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """The next fit; none while nothing is worth it, and no more when nothing runs that could change that."""
-        found = self._search.next()
+        found = self._search.next() if self._failures < FAILURES else None
         if found is None:
             return None if self._search.running else Searcher.FINISHED  # type: ignore[return-value]  # so it is documented
         number, fit = found
@@ -64,9 +67,11 @@ class Proposer(Searcher):
         """A fit ended, or its process did."""
         number = self._numbers.pop(trial_id)
         if error or result is None:
-            self._search.end(number, {"died": True, "reason": "its process died (killed, or out of memory)"})
-        else:
-            self._search.end(number, result)
+            result = {"died": True, "reason": "its process died (killed, or out of memory)"}
+        self._search.end(number, result)
+        self._failures = self._failures + 1 if "reason" in result else 0
+        if self._failures == FAILURES:
+            warn(f"{FAILURES} fits in a row failed, the last with: {result['reason']}. The search ends")
 
     def __getstate__(self) -> dict[str, Any]:
         """Ray Tune pickles its searcher into files that nothing reads."""
@@ -111,7 +116,8 @@ def tune(
         gpus_per_trial: share of a GPU of each trial; None gives each a whole one where the cluster has any.
         price_per_hour: of one core, in any currency: the table then says what a million images cost.
         memory_limit: most bytes of decoded faces at one input size that trials share, or text like ``8GB``; what needs
-            more is read by each trial as its fit goes. An eighth of the machine's memory if not given.
+            more is read by each trial as its fit goes. As much again is for the features of frozen backbones. An
+            eighth of the machine's memory if not given.
         resume: go on with the search in ``out``.
         overwrite: replace what is in ``out``.
         seed: of the proposals and of each fit.
@@ -138,7 +144,7 @@ def tune(
     with connected(cpus=cpus_per_trial, gpus=gpus_per_trial or 0) as cluster:
         cluster = cluster.require(one=cpus_per_trial, one_gpus=gpus_per_trial or 0)
         gpus = gpus_per_trial if gpus_per_trial is not None else min(cluster.gpus, 1.0)
-        slots = _slots(cluster, cpus_per_trial, gpus)
+        slots = _slots(_machines(), cpus_per_trial, gpus)
         if overwrite:
             storage.delete(out)
         search = Search(
@@ -153,12 +159,13 @@ def tune(
             max_trials=max_trials,
             price_per_hour=price_per_hour,
         )
+        memory = limit or cluster.memory / MEMORY_PARTS
         with search:
             trial = ray.tune.with_parameters(
                 Climber,
-                pictures=Pictures.options(scheduling_strategy=_here()).remote(store),  # type: ignore[attr-defined]
+                pictures=Pictures.options(scheduling_strategy=_here()).remote(store, memory),  # type: ignore[attr-defined]
                 store=store,
-                memory_limit=limit or cluster.memory / MEMORY_PARTS,
+                memory_limit=memory,
                 threads=max(int(cpus_per_trial), 1),
                 gpu=gpus > 0,
             )
@@ -194,10 +201,20 @@ def _run(trial: Any, proposer: Proposer, slots: int, end: float) -> None:
         ).fit()
 
 
-def _slots(cluster: Cluster, cpus: float, gpus: float) -> int:
-    """How many trials run at once."""
-    by_cpu = sum(int(machine / cpus) for machine in cluster.machines)
-    return max(min(by_cpu, int(cluster.gpus / gpus) if gpus else by_cpu), 1)
+def _machines() -> list[tuple[float, float]]:
+    """CPUs and GPUs of each machine that is alive."""
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    return [(resources.get("CPU", 0.0), resources.get("GPU", 0.0)) for resources in alive]
+
+
+def _slots(machines: Sequence[tuple[float, float]], cpus: float, gpus: float) -> int:
+    """How many trials run at once: each has its CPUs on one machine, and a share of a GPU on one GPU."""
+    by_cpu = [int(there / cpus + TOLERANCE) for there, _ in machines]
+    if not gpus:
+        return max(sum(by_cpu), 1)
+    a_gpu = int(1 / gpus + TOLERANCE)
+    by_gpu = [int(there) * a_gpu if a_gpu else int(there / gpus) for _, there in machines]
+    return max(sum(map(min, by_cpu, by_gpu)), 1)
 
 
 def _check_numbers(max_trials: int | None, cpus: float, gpus: float | None, price: float | None) -> None:
