@@ -8,20 +8,23 @@ over the very space that `tune` searches, and no checkpoints, which saves it tha
 same space and stops nothing. All have the pictures in memory, through the same actor, and as many trials at once as
 there are cores.
 
-Training is train, val is carved from it, and no search reads PublicTest. A winner is what is best on val; it is fitted
-once more with as many steps and the seed that it had, outside of the time, and scored on PublicTest. Each piece is
-stored as it ends, and a second call goes on with the next. FER_SCALE_DATA names the folder with training.parquet and
-publictest.parquet. `--rows 1500 --minutes 1` tries it.
+Training is train, val is carved from it, and no search reads PublicTest. A winner is what is best on val; it is
+fitted once more with as many steps and the seed that it had, outside of the time, and scored on PublicTest: two
+winners side by side, a thread each, and a head over a frozen backbone on its features, which are the same in every
+epoch. Each piece is stored as it ends, each score too, and a second call goes on with the next. FER_SCALE_DATA names
+the folder with training.parquet and publictest.parquet. `--rows 1500 --minutes 1` tries it.
 """
 
 import argparse
 import json
 import logging
+import multiprocessing
 import os
 import platform
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -40,11 +43,12 @@ import fer_scale
 from fer_scale.bundle import build
 from fer_scale.cluster import connected
 from fer_scale.faces.store import Faces, Store
-from fer_scale.families import FAMILIES
+from fer_scale.families import FAMILIES, Network
 from fer_scale.learning import metrics
 from fer_scale.learning.batches import Batches
 from fer_scale.learning.configuration import Configuration
 from fer_scale.learning.loop import Learner, fit
+from fer_scale.search.features import features, head_alone, head_of
 from fer_scale.search.journal import read
 from fer_scale.search.space import suggest
 from fer_scale.verbs.tune_trial import Pictures
@@ -60,6 +64,8 @@ PIECES = [
     ("tune", 40, 0),
     ("recipe", 40, 0),
 ]
+TOGETHER = 2
+"""Winners that are scored side by side."""
 CPU = torch.device("cpu")
 
 
@@ -84,6 +90,9 @@ def main() -> None:
                 results[name] = piece(side, (given.minutes or minutes) * 60, seed, store, out)
                 given.out.write_text(json.dumps(results, indent=1) + "\n")
                 print(name, {key: value for key, value in results[name].items() if key != "history"}, flush=True)
+                if len(waiting(results)) >= TOGETHER:
+                    score(results, store, given.out)
+            score(results, store, given.out)
     print(table(results))
     if given.out == OUT and results:
         plot(results)
@@ -109,7 +118,7 @@ def ingested(folder: Path, rows: int | None) -> str:
 
 
 def piece(side: str, seconds: float, seed: int, store: str, out: Path) -> dict[str, Any]:
-    """One search and its winner on PublicTest."""
+    """One search; its winner's score on PublicTest comes later."""
     began = time.time()
     with connected(cpus=2):
         if side == "tune":
@@ -118,9 +127,6 @@ def piece(side: str, seconds: float, seed: int, store: str, out: Path) -> dict[s
         else:
             told = recipe(store, seconds, seed, prune=side == "recipe")
     history = [(round(end - began, 1), round(accuracy, 4)) for end, accuracy in sorted(told["scores"])]
-    winner = told["winner"]
-    correct = scored(winner, store)
-    low, high = metrics.wilson_interval(int(correct.sum()), len(correct))
     return {
         "date": date.today().isoformat(),
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores",
@@ -129,10 +135,26 @@ def piece(side: str, seconds: float, seed: int, store: str, out: Path) -> dict[s
         "search_seconds": round(told["ended"] - began, 1),
         "trials": told["trials"],
         "history": history,
-        "winner": winner,
-        "test_accuracy": round(float(correct.mean()), 4),
-        "test_interval": [round(low, 4), round(high, 4)],
+        "winner": told["winner"],
     }
+
+
+def waiting(results: dict[str, Any]) -> list[str]:
+    """Pieces whose winner has no score on PublicTest yet."""
+    return [name for name, entry in results.items() if "test_accuracy" not in entry]
+
+
+def score(results: dict[str, Any], store: str, out: Path) -> None:
+    """Fit the winners that have no score once more, `TOGETHER` at a time, and store each score as it comes."""
+    with ProcessPoolExecutor(TOGETHER, mp_context=multiprocessing.get_context("spawn")) as pool:
+        at_work = {pool.submit(scored, results[name]["winner"], store): name for name in waiting(results)}
+        for done in as_completed(at_work):
+            correct, count = done.result()
+            low, high = metrics.wilson_interval(correct, count)
+            facts = {"test_accuracy": round(correct / count, 4), "test_interval": [round(low, 4), round(high, 4)]}
+            results[at_work[done]].update(facts)
+            out.write_text(json.dumps(results, indent=1) + "\n")
+            print(at_work[done], facts, flush=True)
 
 
 def tuned(out: Path) -> dict[str, Any]:
@@ -225,7 +247,8 @@ def by_epochs(config: dict[str, Any], pictures: Any, classes: int, seed: int) ->
     train, val = (
         ray.get(ray.get(pictures.faces.remote(split, configuration.preprocessing))[0]) for split in ("train", "val")
     )
-    learner, batches = learning(configuration, classes, train, seed)
+    torch.manual_seed(seed)
+    learner, batches = learning(build(configuration, classes), configuration, train, classes, seed)
     steps = EPOCHS * batches.steps_per_epoch
     for epoch in range(EPOCHS):
         fit(learner, batches, (epoch + 1) * batches.steps_per_epoch, lambda step: step / steps)
@@ -233,22 +256,30 @@ def by_epochs(config: dict[str, Any], pictures: Any, classes: int, seed: int) ->
         ray.tune.report({"accuracy": float(right.mean()), "step": learner.step})
 
 
-def learning(configuration: Configuration, classes: int, train: Faces, seed: int) -> tuple[Learner, Batches]:
+def learning(
+    network: Network, configuration: Configuration, train: Faces, classes: int, seed: int
+) -> tuple[Learner, Batches]:
     """A fit that has not begun."""
-    torch.manual_seed(seed)
     counts = np.bincount(train.labels, minlength=classes).tolist()
-    network = build(configuration, classes)
     learner = Learner(network, configuration.recipe, class_counts=counts, seed=seed, device=CPU)
     return learner, Batches(train, classes, configuration.recipe.batch_size, seed, CPU)
 
 
-def scored(winner: dict[str, Any], store: str) -> Any:
-    """The winner's fit once more, and which faces of PublicTest it answers right."""
+def scored(winner: dict[str, Any], store: str) -> tuple[int, int]:
+    """The winner's fit once more, and how many faces of PublicTest it answers right, of how many."""
+    torch.set_num_threads(1)
     configuration, faces = Configuration.from_dict(winner["configuration"]), Store.open(store)
     train, test = (faces.faces(split, configuration.preprocessing) for split in ("train", "test"))
-    learner, batches = learning(configuration, len(faces.classes), train, winner["seed"])
+    classes, seed = len(faces.classes), winner["seed"]
+    torch.manual_seed(seed)
+    network = build(configuration, classes)
+    if head_alone(network, configuration.recipe):
+        train, test = features(network, train, CPU), features(network, test, CPU, mirrored=network.mirrored)
+        network = head_of(network)
+    learner, batches = learning(network, configuration, train, classes, seed)
     fit(learner, batches, winner["steps"], lambda step: step / winner["of_steps"])
-    return learner.logits(test.images).argmax(axis=1) == test.labels
+    right = learner.logits(test.images).argmax(axis=1) == test.labels
+    return int(right.sum()), len(right)
 
 
 def best_at(entry: dict[str, Any], minutes: float) -> float:
@@ -261,8 +292,8 @@ def table(results: dict[str, Any]) -> str:
     lines = ["| piece | trials | best on val at 10 min | at 20 | at 40 | PublicTest |", "|" + "---|" * 6]
     for name, entry in results.items():
         at = " | ".join(f"{best_at(entry, minutes):.4f}" for minutes in (10, 20, 40))
-        low, high = entry["test_interval"]
-        test = f"{entry['test_accuracy']:.4f} ({low:.3f} to {high:.3f})"
+        low, high = entry.get("test_interval", (0, 1))
+        test = f"{entry['test_accuracy']:.4f} ({low:.3f} to {high:.3f})" if "test_accuracy" in entry else ""
         lines.append(f"| {name} | {entry['trials']} | {at} | {test} |")
     return "\n".join(lines)
 

@@ -3,8 +3,11 @@
     OMP_NUM_THREADS=1 python benchmarks/search_overhead.py [--trials 10000] [--slots 1000]
 
 Every proposal is drawn, every result told, journalled with its fsync and written into the table as in a real search;
-only Ray and the fits are left out. For each tenth of the trials it stores the CPU seconds and the latency of a proposal
-and of a result, the size of the journal and the memory of the process in benchmarks/results/search_overhead.json.
+only Ray and the fits are left out. So the figures say how many fits a second one driver can propose and record, and
+nothing of how many Ray Tune can start and hear of: its loop, an actor's start and the way of a configuration come on
+top of each, and whatever of them is slower is where a search on 1,000 GPUs breaks. For each tenth of the trials it
+stores the CPU seconds and the latency of a proposal and of a result, the size of the journal and the memory of the
+process in benchmarks/results/search_overhead.json.
 """
 
 import argparse

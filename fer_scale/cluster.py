@@ -52,9 +52,15 @@ class Machine(NamedTuple):
     gpus: float = 0.0
 
     def room(self, cpus: float, gpus: float = 0) -> int:
-        """How many processes of so many CPUs and GPUs each it has room for; one of them is more than 0."""
-        asked = zip(self, (cpus, gpus), strict=True)
-        return min(int((there + TOLERANCE) / one) for there, one in asked if one)
+        """How many processes of so many CPUs and GPUs each it has room for; one of them is more than 0.
+
+        A share of a GPU lies on one: eight have room for sixteen times 0.4, and not for twenty.
+        """
+        rooms = [int((self.cpus + TOLERANCE) / cpus)] if cpus else []
+        if gpus:
+            whole = int((self.gpus + TOLERANCE) / max(gpus, 1))
+            rooms.append(whole * (int(1 / gpus + TOLERANCE) or 1))
+        return min(rooms)
 
 
 @dataclass(frozen=True)

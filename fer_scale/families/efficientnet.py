@@ -19,6 +19,7 @@ from fer_scale.families.checks import one_of
 from fer_scale.families.network import Network
 from fer_scale.families.picking import Pick
 from fer_scale.families.transfer import SMALL_INPUT, TransferConfig, assemble, load, suggest_unfreeze
+from fer_scale.families.weights import pretrained
 
 VARIANTS = ("tf_efficientnet_lite0", "tf_efficientnet_lite1", "efficientnet_b0", "efficientnet_b1")
 STAGES = 8
@@ -67,12 +68,16 @@ def reference() -> tuple[Config, Preprocessing]:
 
 def suggest(pick: Pick) -> Config:
     """Draw a configuration from the search space."""
-    weights = pick.choice("weights", ["auto", "none"])
+    variants = ["tf_efficientnet_lite0", "tf_efficientnet_lite1", "efficientnet_b0"]
+    had = [variant for variant in variants if pretrained(variant, "auto")]
+    # weights first: where one variant alone has any, half of the draws are of that one
+    weights = pick.choice("weights", ["auto", "none"] if had else ["auto"])
+    variant = pick.choice("variant", variants if weights != "auto" or len(had) != 1 else had)
     return Config(
-        variant=pick.choice("variant", ["tf_efficientnet_lite0", "tf_efficientnet_lite1", "efficientnet_b0"]),
+        variant=variant,
         weights=weights,
         cut=pick.choice("cut", [5, 6, 7, 8]),
-        unfreeze=suggest_unfreeze(pick, weights),
+        unfreeze=suggest_unfreeze(pick, variant, weights, [0, 4, 6, None]),
         dense=pick.choice("dense", ["none", "256", "512-256"]),
         dropout=pick.float("dropout", 0.0, 0.5),
         stem=pick.choice("stem", [None, 2]),

@@ -24,7 +24,14 @@ from fer_scale.families.checks import between, one_of
 from fer_scale.families.layers import scaled
 from fer_scale.families.network import Network
 from fer_scale.families.picking import Pick
-from fer_scale.families.transfer import SMALL_INPUT, TransferConfig, assemble, load, suggest_unfreeze
+from fer_scale.families.transfer import (
+    SMALL_INPUT,
+    TransferConfig,
+    assemble,
+    load,
+    suggest_unfreeze,
+    suggest_weights,
+)
 
 SLIM: dict[str, Sequence[int]] = {"slim10": (1, 1, 1, 1), "slim14": (1, 1, 2, 2), "slim18": (2, 2, 2, 2)}
 """Basic blocks in each stage of our own variants."""
@@ -123,6 +130,6 @@ def suggest(pick: Pick) -> Config:
         # A stem that does not shrink costs four times the compute: only for the narrow ones.
         stem = pick.choice("stem", [None, 1]) if width <= 1 else None
         return Config(variant=variant, weights="none", cut=cut, dense=dense, dropout=dropout, width=width, stem=stem)
-    weights = pick.choice("weights", ["auto", "none"])
-    unfreeze = suggest_unfreeze(pick, weights)
+    weights = suggest_weights(pick, variant)
+    unfreeze = suggest_unfreeze(pick, variant, weights, [0, 2, 3, None])
     return Config(variant=variant, weights=weights, cut=cut, unfreeze=unfreeze, dense=dense, dropout=dropout)

@@ -80,9 +80,14 @@ def assemble(
     return Network(backbone, head, channels=inputs.channels, mean=mean, std=std, weights=used, frozen=frozen)
 
 
-def suggest_unfreeze(pick: Pick, weights: str) -> int | None:
+def suggest_weights(pick: Pick, variant: str) -> str:
+    """From ImageNet or from scratch: a question only where the weights can be had, else both are the same."""
+    return pick.choice("weights", ["auto", "none"] if sources.pretrained(variant, "auto") else ["auto"])
+
+
+def suggest_unfreeze(pick: Pick, variant: str, weights: str, values: Sequence[int | None]) -> int | None:
     """How many stages to train: a question only where the weights are not random."""
-    return None if weights == "none" else pick.choice("unfreeze", [0, 1, 2, 3, None])
+    return pick.choice("unfreeze", values) if sources.pretrained(variant, weights) else None
 
 
 def load(model: nn.Module, config: TransferConfig) -> str:

@@ -19,7 +19,7 @@ from fer_scale.families.checks import one_of
 from fer_scale.families.layers import SMALLEST_MAP
 from fer_scale.families.network import Network
 from fer_scale.families.picking import Pick
-from fer_scale.families.transfer import TransferConfig, assemble, load, suggest_unfreeze
+from fer_scale.families.transfer import TransferConfig, assemble, load, suggest_unfreeze, suggest_weights
 
 VARIANTS = ("vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn")
 STAGES = 5
@@ -73,12 +73,13 @@ def reference() -> tuple[Config, Preprocessing]:
 
 def suggest(pick: Pick) -> Config:
     """Draw a configuration from the search space."""
-    weights = pick.choice("weights", ["auto", "none"])
+    variant = pick.choice("variant", ["vgg11_bn", "vgg13_bn", "vgg16_bn"])
+    weights = suggest_weights(pick, variant)
     return Config(
-        variant=pick.choice("variant", ["vgg11_bn", "vgg13_bn", "vgg16_bn"]),
+        variant=variant,
         weights=weights,
         cut=pick.choice("cut", [3, 4, 5]),
-        unfreeze=suggest_unfreeze(pick, weights),
+        unfreeze=suggest_unfreeze(pick, variant, weights, [0, 2, 3, None]),
         dense=pick.choice("dense", ["none", "256", "512-256", "512-256-128-64-32"]),
         dropout=pick.float("dropout", 0.1, 0.6),
     )

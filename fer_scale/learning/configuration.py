@@ -82,6 +82,7 @@ class Configuration:
             network=put(self.network, f"{self.family}."),
             preprocessing=put(self.preprocessing),
             recipe=put(self.recipe),
+            test_time_flip=_typed(fixed.get("test_time_flip", self.test_time_flip), bool, "fix test_time_flip"),
         )
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fer_scale.faces.store import Faces
 from fer_scale.families.network import Network
@@ -31,16 +31,31 @@ def backbone(configuration: Configuration, network: Network) -> str:
 
 
 @torch.inference_mode()
-def features(network: Network, faces: Faces, device: torch.device) -> Faces:
-    """The faces with float32 ``[N, F, 1, 1]`` in place of their pictures: F channels of one pixel."""
+def features(network: Network, faces: Faces, device: torch.device, *, mirrored: bool = False) -> Faces:
+    """The faces with float32 ``[N, F, 1, 1]`` in place of their pictures: F channels of one pixel.
+
+    ``mirrored`` puts the features of the mirror image beside it, ``[N, F, 1, 2]``, so that :func:`head_of` a network
+    that answers with both does so too.
+    """
     network = network.to(device).to(memory_format=torch.channels_last).eval()
     found = []
     for at in range(0, len(faces), BATCH):
         images = torch.tensor(faces.images[at : at + BATCH], device=device)
-        found.append(network.features(images.contiguous(memory_format=torch.channels_last)).float().cpu().numpy())
-    return replace(faces, images=np.concatenate(found)[:, :, None, None])
+        seen = [images, images.flip(-1)] if mirrored else [images]
+        made = [network.features(one.contiguous(memory_format=torch.channels_last)).float() for one in seen]
+        found.append(torch.stack(made, dim=-1).cpu().numpy())
+    return replace(faces, images=np.concatenate(found)[:, :, None])
 
 
 def head_of(network: Network) -> Network:
     """The network's own head as a network of such faces."""
-    return Network(nn.Sequential(nn.Flatten()), network.head, channels=1, mean=(0.0,), std=(1.0,))
+    head = Network(nn.Sequential(_FirstPixel()), network.head, channels=1, mean=(0.0,), std=(1.0,))
+    head.mirrored = network.mirrored
+    return head
+
+
+class _FirstPixel(nn.Module):
+    """``[N, F, 1, W]`` to ``[N, F]``: the picture's own features, and the mirror image's where that is flipped."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :, 0, 0]

@@ -11,6 +11,7 @@ import numpy as np
 
 from fer_scale import storage
 from fer_scale.bundle import build, export_onnx
+from fer_scale.console import warn
 from fer_scale.errors import InputError
 from fer_scale.learning.configuration import Configuration
 from fer_scale.predictor import OnnxEngine
@@ -77,7 +78,12 @@ def measured(
         if which not in speeds:
             if row is not ranked[0] and time.time() > deadline:
                 continue
-            speeds[which] = images_per_second(Configuration.from_dict(json.loads(row["configuration"])), num_classes)
+            try:
+                configuration = Configuration.from_dict(json.loads(row["configuration"]))
+                speeds[which] = images_per_second(configuration, num_classes)
+            except Exception as error:  # an export that fails costs its price, and not the search's report
+                warn(f"no price of trial {row['trial_id']}: {type(error).__name__}: {error}".splitlines()[0])
+                continue
         yield row["trial_id"], round(speeds[which], 1)
 
 

@@ -1,27 +1,44 @@
 """The space a search draws from: family first, then what that family has, then how it is fitted."""
 
 import contextlib
-import dataclasses
-import json
-import tomllib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
-import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
-from fer_scale import storage
 from fer_scale.errors import InputError
 from fer_scale.faces.images import Preprocessing
-from fer_scale.families import FAMILIES
+from fer_scale.families import FAMILIES, weights
 from fer_scale.families.picking import Pick, T
 from fer_scale.learning.configuration import Configuration
 from fer_scale.learning.recipe import Recipe
-from fer_scale.search.starts import STARTS
 
+Asked = tuple[dict[str, Any], dict[str, BaseDistribution]]
+"""Parameters and their distributions."""
+DRAWS = 100
+"""Draws after which what is fixed is called impossible."""
 BY_OPTIMIZER = ("lr", "weight_decay")
 """Drawn from a range of its own for each optimiser, and so named by it."""
+UNASKED = ("thaw", "ema", "clip")
+"""Numbers of a recipe that are drawn only where the user gives a range."""
 RATES = {"sgd": (0.01, 0.3), "adamw": (2e-4, 6e-3)}
 DECAYS = {"sgd": (1e-5, 2e-3), "adamw": (1e-3, 0.2)}
+
+
+class Trial(Protocol):
+    """What is asked of an Optuna trial."""
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        """One of the choices."""
+        ...
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        """A number in ``low <= x <= high``."""
+        ...
+
+
+class NeverError(InputError):
+    """What is fixed makes a question impossible to answer, whatever else is drawn."""
 
 
 class OptunaPick:
@@ -30,7 +47,7 @@ class OptunaPick:
     A family's own parameters carry its name (``resnet.variant``), so that the space is a tree for grouped TPE.
     """
 
-    def __init__(self, trial: optuna.Trial, prefix: str, fixed: Mapping[str, Any]) -> None:
+    def __init__(self, trial: Trial, prefix: str, fixed: Mapping[str, Any]) -> None:
         self._trial = trial
         self._prefix = prefix
         self._fixed = fixed
@@ -40,15 +57,27 @@ class OptunaPick:
         """One of ``values``."""
         given = self._given(name, list(values))
         if isinstance(given, dict):
-            given = [value for value in values if given["low"] <= value <= given["high"]]
+            low, high = given["low"], given["high"]
+            given = [value for value in values if _is_number(value) and low <= value <= high]
             if not given:
-                raise InputError(f"fix {name} to a range", f"one with any of {list(values)}", "widen it")
+                valid = ", ".join("null" if value is None else str(value) for value in values)
+                raise NeverError(
+                    f"fix {name}={low}..{high}{self._prefix and f' for {self._prefix[:-1]}'}",
+                    f"a range with any of {valid}",
+                    "widen it, or give the values",
+                )
         return self._one_of(name, given if isinstance(given, list) else [given])  # type: ignore[no-any-return]
 
     def float(self, name: str, low: float, high: float, log: bool = False) -> float:
         """A number in ``low <= x <= high``."""
         given = self._given(name, {"low": low, "high": high})
         if isinstance(given, dict):
+            if log and given["low"] <= 0:
+                raise NeverError(
+                    f"fix {name.rpartition('.')[2]}={given['low']}..{given['high']}",
+                    f"a range above 0, as {low:g}..{high:g}",
+                    "raise its low end",
+                )
             return self._trial.suggest_float(self._prefix + name, given["low"], given["high"], log=log)
         return self._one_of(name, given if isinstance(given, list) else [given])  # type: ignore[no-any-return]
 
@@ -61,7 +90,7 @@ class OptunaPick:
         return values[0] if len(values) == 1 else self._trial.suggest_categorical(self._prefix + name, values)
 
 
-def suggest(trial: optuna.Trial, families: Sequence[str], fixed: Mapping[str, Any]) -> Configuration:
+def suggest(trial: Trial, families: Sequence[str], fixed: Mapping[str, Any]) -> Configuration:
     """Draw one configuration, define-by-run (Akiba et al. 2019, section 2)."""
     name = trial.suggest_categorical("family", list(families))
     family = FAMILIES[name]
@@ -71,32 +100,88 @@ def suggest(trial: optuna.Trial, families: Sequence[str], fixed: Mapping[str, An
         size=own.choice("size", family.INPUTS["size"]),
         channels=own.choice("channels", family.INPUTS["channels"]),
     )
-    recipe = suggest_recipe(shared, pictures=getattr(network, "unfreeze", None) != 0)
-    drawn = Configuration(family=name, network=network, preprocessing=preprocessing, recipe=recipe)
-    further = {key: given for key, given in fixed.items() if key not in own.asked | shared.asked | set(BY_OPTIMIZER)}
+    pretrained = hasattr(network, "weights") and weights.pretrained(network.variant, network.weights)
+    recipe = suggest_recipe(shared, pretrained=pretrained, pictures=getattr(network, "unfreeze", None) != 0)
+    flip = shared.choice("test_time_flip", [False, True])
+    drawn = Configuration(family=name, network=network, preprocessing=preprocessing, recipe=recipe, test_time_flip=flip)
     put = {}
-    for key, given in further.items():  # what a search does not draw, such as ema
-        if "." not in key or key.startswith(f"{name}."):
-            put[key] = shared.float(key, **given) if isinstance(given, dict) else shared.choice(key, [given])
+    for key in sorted(_values(drawn).keys() & fixed.keys() - own.asked - shared.asked - set(BY_OPTIMIZER)):
+        if not isinstance(given := fixed[key], dict):
+            put[key] = shared.choice(key, [given])
+        elif key in UNASKED:  # any other is a question that does not come up with this draw
+            put[key] = shared.float(key, **given)
     return drawn.with_fixed(put)
+
+
+class _Recorder:
+    """Answers in place of an Optuna trial from known values, and keeps what was asked, as a trial does.
+
+    A number that the space cannot express becomes the nearest that it can, anything else is left out.
+    """
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._values = values
+        self.params: dict[str, Any] = {}
+        self.distributions: dict[str, BaseDistribution] = {}
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        value = self._values[name]
+        if value not in choices:
+            if not _is_number(value) or not (numbers := [choice for choice in choices if _is_number(choice)]):
+                return choices[0]
+            value = min(numbers, key=lambda choice: abs(choice - value))
+        self.distributions[name] = CategoricalDistribution(choices)
+        self.params[name] = value
+        return value
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        self.distributions[name] = FloatDistribution(low, high, log=log)
+        self.params[name] = min(max(self._values[name], low), high)
+        return float(self.params[name])
+
+
+def asked(configuration: Configuration, families: Sequence[str], fixed: Mapping[str, Any]) -> Asked:
+    """The parameters that would draw a configuration, so that one that was given teaches as one that was drawn."""
+    family, values = configuration.family, _values(configuration)
+    values |= {"family": family, f"{family}.size": values["size"], f"{family}.channels": values["channels"]}
+    values |= {f"{optimizer}.{name}": values[name] for optimizer in RATES for name in BY_OPTIMIZER}
+    recorder = _Recorder(values)
+    with contextlib.suppress(InputError):  # nearest values that do not go together: those before them stand
+        suggest(recorder, families, fixed)
+    return recorder.params, recorder.distributions
 
 
 def pinned(fixed: Mapping[str, Any], configuration: Configuration) -> dict[str, Any]:
     """One value for each name: what is fixed; of what is narrowed the configuration's own or the nearest."""
-    whole = configuration.to_dict()
-    own = {**whole["recipe"], **whole["preprocessing"]}
-    own |= {f"{configuration.family}.{name}": value for name, value in whole["network"].items()}
+    own = _values(configuration)
     return {key: _nearest(own[key], given) for key, given in fixed.items() if key in own}
+
+
+def _values(configuration: Configuration) -> dict[str, Any]:
+    """A configuration's values by the names by which they are fixed."""
+    whole = configuration.to_dict()
+    own = {f"{configuration.family}.{name}": value for name, value in whole["network"].items()}
+    return {**own, **whole["recipe"], **whole["preprocessing"], "test_time_flip": whole["test_time_flip"]}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _nearest(value: Any, given: Any) -> Any:
     if isinstance(given, list):
         return value if value in given else given[0]
-    return min(max(value, given["low"]), given["high"]) if isinstance(given, dict) else given
+    if not isinstance(given, dict):
+        return given
+    return min(max(value, given["low"]), given["high"]) if _is_number(value) else value
 
 
-def suggest_recipe(pick: Pick, *, pictures: bool) -> Recipe:
-    """Draw how to fit; what changes the pictures only where they are seen, and not a frozen backbone's features."""
+def suggest_recipe(pick: Pick, *, pretrained: bool, pictures: bool) -> Recipe:
+    """Draw how to fit; what changes the pictures only where they are seen, and not a frozen backbone's features.
+
+    What docs/results.md found to be harmful is drawn less: cutmix takes half of the batches at most, and stages further
+    from the head have lower rates only where they begin with something to keep.
+    """
     optimizer = pick.choice("optimizer", ["sgd", "adamw"])
     mixup = pick.choice("mixup", [0.0, 0.2]) if pictures else 0.0
     values: dict[str, Any] = {
@@ -107,97 +192,9 @@ def suggest_recipe(pick: Pick, *, pictures: bool) -> Recipe:
         "batch_size": pick.choice("batch_size", [32, 64, 128]),
         "label_smoothing": pick.float("label_smoothing", 0.0, 0.2),
         "mixup": mixup,
-        "cutmix": 0.0 if mixup or not pictures else pick.choice("cutmix", [0.0, 1.0]),
+        "cutmix": pick.choice("cutmix", [0.0, 1.0]) if mixup else 0.0,
         "augmentation": pick.float("augmentation", 0.3, 1.5) if pictures else 0.0,
         "class_weighting": pick.choice("class_weighting", [0.0, 0.5]),
-        "layer_decay": pick.float("layer_decay", 0.6, 1.0),
+        "layer_decay": pick.float("layer_decay", 0.85, 1.0) if pretrained and pictures else 1.0,
     }
     return Recipe(**values)
-
-
-def check_fixed(fixed: Mapping[str, Any], families: Sequence[str]) -> dict[str, Any]:
-    """Check what the user fixed (``optimizer=sgd``) or narrowed (``size=48,64``, ``lr=0.01..0.1``) and give it typed.
-
-    Returns:
-        Each name's one value, its list of values, or its range as ``{"low": 0.01, "high": 0.1}``.
-
-    Raises:
-        InputError: an unknown name, with the valid ones, or a value of the wrong type or out of range.
-    """
-    references = {name: Configuration.reference(name) for name in families}
-    shared = [f.name for f in dataclasses.fields(Recipe)] + [f.name for f in dataclasses.fields(Preprocessing)]
-    own = [f"{name}.{f.name}" for name, r in references.items() for f in dataclasses.fields(r.network)]
-    checked: dict[str, Any] = {}
-    for key, value in fixed.items():
-        if key not in (*shared, *own):
-            raise InputError(f"fix {key}={value}", f"one of {', '.join(sorted(shared + own))}", "correct the name")
-        checked[key] = _parsed(key, value)
-    for name, reference in references.items():
-        start = Configuration.from_dict({"family": name, **STARTS.get(name, [{}])[0]})
-        _check_together(reference, start, pinned(checked, reference), pinned(checked, start))
-        for key, given in checked.items():
-            for value in _members(given):
-                alone = pinned({key: value}, reference)
-                _check_together(reference, start, {**pinned(checked, reference), **alone}, alone)
-    for name in RATES:
-        for key in BY_OPTIMIZER:
-            if key in checked:
-                checked[f"{name}.{key}"] = checked[key]
-    return checked
-
-
-def _members(given: Any) -> list[Any]:
-    """The values of a list, the ends of a range."""
-    return given if isinstance(given, list) else list(given.values()) if isinstance(given, dict) else []
-
-
-def _check_together(
-    reference: Configuration, start: Configuration, first: Mapping[str, Any], then: Mapping[str, Any]
-) -> None:
-    """A family's values must go with one of its known configurations: alone some of them are impossible."""
-    try:
-        reference.with_fixed(first)
-    except InputError:
-        start.with_fixed(then)
-
-
-def read(path: str) -> dict[str, Any]:
-    """What a file fixes and narrows, TOML or JSON: ``lr = "0.01..0.1"``; a table ``[resnet]`` for a family's own names.
-
-    Raises:
-        InputError: no such file, or it cannot be read.
-    """
-    try:
-        text = storage.read_bytes(path).decode()
-        values: dict[str, Any] = json.loads(text) if path.endswith(".json") else tomllib.loads(text)
-    except ValueError as error:
-        raise InputError(f"--space {path} ({error})", "TOML, or JSON in a file named .json", "correct it") from None
-    flat = {}
-    for key, value in values.items():
-        nested = {f"{key}.{name}": one for name, one in value.items()} if key in FAMILIES else {key: value}
-        flat.update(nested)
-    return flat
-
-
-def _parsed(key: str, value: Any) -> Any:
-    """One value, a list, or a range as a dict; text from the command line is read as JSON where it reads like it."""
-    if key.endswith(".weights") and isinstance(value, str):
-        return value if value in ("auto", "imagenet", "none") else storage.normal(value)
-    if isinstance(value, str) and "," in value and not value.startswith("["):
-        value = value.split(",")
-    if isinstance(value, str) and ".." in value:
-        low, high = (_parsed(key, end) for end in value.split("..", 1))
-        if not all(isinstance(end, int | float) for end in (low, high)) or not low <= high:
-            raise InputError(f"fix {key}={value}", "a range as 0.01..0.1", "correct it")
-        return {"low": low, "high": high}
-    if isinstance(value, str):
-        with contextlib.suppress(ValueError):
-            value = json.loads(value)
-    if isinstance(value, list | tuple):
-        members = [_parsed(key, one) for one in value]
-        if not members or any(isinstance(one, list | dict) for one in members):
-            raise InputError(f"fix {key}={value}", "values, as 48,64", "correct it")
-        return members[0] if len(members) == 1 else members
-    if isinstance(value, dict) and set(value) != {"low", "high"}:
-        raise InputError(f"fix {key}={value}", "a value, a list of values, or a range as 0.01..0.1", "correct it")
-    return value

@@ -7,10 +7,12 @@ loses nor repeats a fit. Nothing in it is pickled: it is JSON lines.
 
 import contextlib
 import json
+import statistics
 import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import optuna
@@ -20,15 +22,10 @@ from optuna.trial import TrialState
 
 from fer_scale.errors import InputError
 from fer_scale.learning.configuration import Configuration
-from fer_scale.search.space import pinned, suggest
+from fer_scale.search.sampler import Sampler, running
+from fer_scale.search.space import Asked, asked, pinned, suggest
 from fer_scale.search.starts import STARTS
 
-ATTEMPTS = 100
-"""Draws for one proposal before what is fixed is called impossible."""
-Asked = tuple[dict[str, Any], dict[str, Any]]
-"""Parameters and their distributions."""
-REMEMBERED = 400
-"""Ended fits that stay with the sampler, half of them the best and half the latest, whenever it knows twice as many."""
 TELLING = 8
 """Drawn trials below which nothing is said of the importance of parameters."""
 FRESH = 1_000_003
@@ -53,32 +50,16 @@ class Study:
     """Asks Optuna for configurations and tells it what came of them.
 
     The first trials are the families' first :data:`STARTS`, then come their others and the reference configurations;
-    from there on grouped TPE (Bergstra et al. 2011) decides. It ranks fits for the highest rung first, then those for
-    the next.
-
-    TPE looks at every trial of its study for each proposal, so it has one of its own, in memory, of which only the best
-    and the latest stay, so that what a proposal costs depends on them and on the fits that are running.
+    from there on the :class:`Sampler` decides. It has a study of its own, for in the journal's each fit is a trial.
     """
 
     def __init__(
         self, backend: JournalFileBackend, families: Sequence[str], fixed: Mapping[str, Any], seed: int, name: str
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # group=True is one
-            self._sampler = optuna.samplers.TPESampler(
-                seed=seed,
-                multivariate=True,
-                group=True,
-                constant_liar=True,
-                n_startup_trials=2 * len(families),
-            )
         self._study = optuna.create_study(
             study_name=name, storage=JournalStorage(backend), direction="maximize", load_if_exists=True
         )
-        self._memory = optuna.create_study(sampler=self._sampler, direction="maximize")
-        self._drawn: dict[int, optuna.Trial] = {}
-        self._known_to_sampler: list[optuna.trial.FrozenTrial] = []
         self._families = [
             *(name for name in STARTS if name in families),
             *(name for name in families if name not in STARTS),
@@ -91,20 +72,24 @@ class Study:
         """Fits, with their numbers, that were running when the search was killed."""
         self._known = self._given()
         self._asked: dict[int, Asked] = {}
+        self._drawn: set[int] = set()
+        """Trials that were proposed, and so neither references nor starts."""
+        self._scores: dict[int, list[tuple[int, float]]] = {}
+        """Rung and accuracy of each trial's fits."""
         self._open: dict[int, optuna.Trial] = {}
-        self._trials = 0
         self._replay()
 
     def _replay(self) -> None:
         known: dict[int, Fit] = {}
-        for trial in self._study.get_trials(deepcopy=False):
-            if "fit" not in trial.user_attrs:
-                continue
+        trials = [trial for trial in self._study.get_trials(deepcopy=False) if "fit" in trial.user_attrs]
+        self._trials = 1 + max((json.loads(trial.user_attrs["fit"])["trial"] for trial in trials), default=-1)
+        self._sampler = Sampler(self._seed + self._trials, 2 * len(self._families))
+        for trial in trials:
             told = json.loads(trial.user_attrs["fit"])
             told.setdefault("configuration", known[told["trial"]].configuration if told["trial"] in known else None)
             fit = Fit(**told)
             known.setdefault(fit.trial, fit)
-            self._asked.setdefault(fit.trial, (trial.params, trial.distributions))
+            self._ask_for(fit)
             if not trial.state.is_finished():
                 self._open[trial.number] = optuna.Trial(self._study, trial._trial_id)
             if "result" in trial.user_attrs:
@@ -112,10 +97,9 @@ class Study:
                 if not trial.state.is_finished():  # killed between the result and its telling
                     self._tell(trial.number, fit, self.ended[-1][1])
                 else:
-                    self._learn(trial.number, fit, self.ended[-1][1])
+                    self._learn(fit, self.ended[-1][1])
             elif not trial.state.is_finished():
                 self.unfinished.append((trial.number, fit))
-        self._trials = 1 + max(known, default=-1)
         begun = [Configuration.from_dict(fit.configuration) for fit in known.values() if fit.start != "proposed"]
         self._known = [one for one in self._known if one[1] not in begun]
 
@@ -126,34 +110,28 @@ class Study:
             InputError: no draw goes together with what is fixed.
         """
         if self._known:
-            start, configuration = self._known.pop(0)
-            # given, not drawn: of its parameters the sampler learns the family alone
-            families = optuna.distributions.CategoricalDistribution(self._families)
-            return self._begin(({"family": configuration.family}, {"family": families}), start, configuration)
-        for _ in range(ATTEMPTS):
-            trial = self._memory.ask()
-            try:
-                configuration = suggest(trial, self._families, self._fixed)
-            except InputError:  # a draw that does not go with what is fixed, such as a width for resnet50
-                self._memory.tell(trial, state=TrialState.FAIL)
-                continue
-            number, fit = self._begin((trial.params, trial.distributions), "proposed", configuration)
-            self._drawn[number] = trial
-            return number, fit
-        raise InputError(
-            f"fix {dict(self._fixed)}", "values that go together with what is searched", "fix fewer or others"
-        )
+            return self._begin(*self._known.pop(0))
+        draw = partial(suggest, families=self._families, fixed=self._fixed)
+        return self._begin("proposed", self._sampler.propose(self._trials, draw))
 
-    def _begin(self, asked: Asked, start: str, configuration: Configuration) -> tuple[int, Fit]:
+    def _begin(self, start: str, configuration: Configuration) -> tuple[int, Fit]:
         at = self._trials
         self._trials += 1
         fit = Fit(trial=at, start=start, configuration=configuration.to_dict(), rung=1, seed=self._seed + at)
-        self._asked[at] = asked
-        return self._write(asked, asdict(fit)), fit
+        self._ask_for(fit)
+        return self._write(at, asdict(fit)), fit
 
-    def _write(self, asked: Asked, told: dict[str, Any]) -> int:
-        """A fit that begins, as one line of the journal; its number."""
-        trial = _running(self._study, asked, {"fit": json.dumps(told)})
+    def _ask_for(self, fit: Fit) -> None:
+        """Find out a trial's parameters from its configuration, in whatever way it came about."""
+        if fit.trial not in self._asked:
+            configuration = Configuration.from_dict(fit.configuration)
+            self._asked[fit.trial] = asked(configuration, self._families, self._fixed)
+            if fit.start == "proposed":
+                self._drawn.add(fit.trial)
+
+    def _write(self, at: int, told: dict[str, Any]) -> int:
+        """A fit of a trial that begins, as one line of the journal; its number."""
+        trial = running(self._study, self._asked[at], {"fit": json.dumps(told)})
         self._open[trial.number] = trial
         return trial.number
 
@@ -162,7 +140,7 @@ class Study:
         seed = self._seed + first.trial + (FRESH if confirm else 0)
         fit = Fit(**{**asdict(first), "rung": rung, "seed": seed, "confirm": confirm})
         told = {key: value for key, value in asdict(fit).items() if key != "configuration"}
-        return self._write(self._asked[fit.trial], told), fit
+        return self._write(fit.trial, told), fit
 
     @property
     def speeds(self) -> dict[int, float]:
@@ -178,11 +156,13 @@ class Study:
         """Share of each drawn parameter in what makes a trial good (PED-ANOVA), most important first.
 
         Args:
-            scores: accuracy of each trial at the lowest rung, where all have the same compute. Trials that were not
-                drawn, references and starts, tell of their family alone. Empty where fewer than `TELLING` were drawn.
+            scores: accuracy of each trial at the lowest rung, where all have the same compute.
+
+        Returns:
+            Nothing where fewer than `TELLING` of the trials were drawn.
         """
         scored = [(*self._asked[trial], accuracy) for trial, accuracy in scores.items()]
-        if sum(len(parameters) > 1 for parameters, _, _ in scored) < TELLING:
+        if len(self._drawn & scores.keys()) < TELLING:
             return {}
         study = optuna.create_study(direction="maximize")
         for parameters, distributions, accuracy in scored:
@@ -209,40 +189,18 @@ class Study:
                 self._study.tell(trial, accuracy)
             else:
                 self._study.tell(trial, state=TrialState.PRUNED)
-        self._learn(number, fit, result)
+        self._learn(fit, result)
 
-    def _learn(self, number: int, fit: Fit, result: dict[str, Any]) -> None:
+    def _learn(self, fit: Fit, result: dict[str, Any]) -> None:
         """The sampler hears of a fit that ended."""
-        drawn, accuracy = self._drawn.pop(number, None), result.get("accuracy")
-        if drawn is not None:  # no longer one of those that run
-            self._memory.tell(drawn, state=TrialState.FAIL)
-        if accuracy is None:
+        self._sampler.ended(fit.trial)
+        if result.get("accuracy") is None:
             return
-        parameters, distributions = self._asked[fit.trial]
-        self._known_to_sampler.append(
-            optuna.create_trial(
-                state=TrialState.COMPLETE if result["top"] else TrialState.PRUNED,
-                value=accuracy,
-                params=parameters,
-                distributions=distributions,
-                intermediate_values={fit.rung: accuracy},
-            )
-        )
-        self._memory.add_trial(self._known_to_sampler[-1])
-        if len(self._known_to_sampler) >= 2 * REMEMBERED:
-            self._forget()
-
-    def _forget(self) -> None:
-        """Begin the sampler's study anew with the best and the latest of what it knows, and with what runs."""
-        earlier = self._known_to_sampler[: -REMEMBERED // 2]
-        earlier.sort(key=lambda trial: max(trial.intermediate_values.items()), reverse=True)
-        kept = [*earlier[: REMEMBERED // 2], *self._known_to_sampler[-REMEMBERED // 2 :]]
-        self._known_to_sampler = kept
-        memory = optuna.create_study(sampler=self._sampler, direction="maximize")
-        memory.add_trials(kept)
-        for number, trial in self._drawn.items():
-            self._drawn[number] = _running(memory, (trial.params, trial.distributions), {})
-        self._memory = memory
+        scores = self._scores.setdefault(fit.trial, [])
+        scores.append((fit.rung, result["accuracy"]))
+        rung = max(scores)[0]
+        accuracy = statistics.mean(one for at, one in scores if at == rung)  # two where it was confirmed
+        self._sampler.observe(fit.trial, self._asked[fit.trial], rung, accuracy, top=result["top"])
 
     def _given(self) -> list[tuple[str, Configuration]]:
         """What comes before proposals, with what is fixed or narrowed, as far as that goes together.
@@ -262,14 +220,6 @@ class Study:
             starts += [one for one in own[1:] if one[0] == "start"]
             references += [one for one in own[1:] if one[0] == "reference"]
         return [*firsts, *starts, *references]
-
-
-def _running(study: optuna.Study, asked: Asked, attributes: dict[str, Any]) -> optuna.Trial:
-    """A trial that has just begun, written at once: `ask` writes it piece by piece and looks through all the others."""
-    begun = optuna.create_trial(
-        state=TrialState.RUNNING, params=asked[0], distributions=asked[1], user_attrs=attributes
-    )
-    return optuna.Trial(study, study._storage.create_new_trial(study._study_id, template_trial=begun))
 
 
 def new_name() -> str:

@@ -1,5 +1,6 @@
 """One fit of a search, with a fixed amount of compute."""
 
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -13,7 +14,9 @@ from fer_scale.learning.batches import Feed
 from fer_scale.learning.loop import Learner, fit
 from fer_scale.learning.recipe import Recipe
 
-MEASURED_STEPS = 3
+MEASURED_STEPS = {"cpu": 3, "cuda": 20}
+"""How many steps are timed. One on a GPU is short, and where trials share it the neighbours' slices of its time lie in
+some of them. CUDA's events are read on the device's clock and count these too, so the cheapest of many tells most."""
 SCORING = 0.04
 """Share of the time left that is kept back for scoring, where the deadline shortens a fit."""
 
@@ -24,6 +27,10 @@ class Trial:
     The cost of a step is measured first, in seconds of this process's CPUs where the device is one, so that a busy
     neighbour does not change how much a fit is given. From then on the fit is a number of steps, and the learning rate
     anneals over just these.
+
+    Args:
+        compute: seconds of the device.
+        most_epochs: what the fit is enough with even where compute is left.
     """
 
     def __init__(
@@ -37,15 +44,18 @@ class Trial:
         compute: float,
         seed: int,
         device: torch.device,
+        most_epochs: int | None = None,
     ) -> None:
         self.learner = Learner(network, recipe, class_counts=list(counts), seed=seed, device=device)
         self.compute_seconds = 0.0
-        self.steps = MEASURED_STEPS + 1
+        self._measured = MEASURED_STEPS[device.type]
+        self._most = most_epochs * batches.steps_per_epoch if most_epochs else math.inf
+        self.steps = self._measured + 1
         """Of the whole fit, known once it is measured."""
         self._compute = compute
         self._batches = batches
         self._val = val
-        self._clock: Callable[[], float] = _cpu_clock if device.type == "cpu" else _cuda_clock
+        self._clock = clock(device)
 
     def measure(self) -> None:
         """Take the first steps, at the low rate that every fit begins with, and time them.
@@ -53,12 +63,13 @@ class Trial:
         The first one also allocates, so the cheapest of the others counts.
         """
         costs = []
-        for step in range(MEASURED_STEPS):
+        for step in range(self._measured):
             began = self._clock()
             fit(self.learner, self._batches, step + 1, lambda _: 0.0)
             costs.append(self._clock() - began)
         self.compute_seconds += sum(costs)
-        self.steps = max(round(self._compute / max(min(costs[1:]), 1e-6)), MEASURED_STEPS + 1)
+        paid = self._compute / max(min(costs[1:]), 1e-6)
+        self.steps = max(round(min(paid, self._most)), self._measured + 1)
 
     def run(self, deadline: float) -> float:
         """Fit; the share of the steps that was taken: less than 1 where the deadline (unix time) came first.
@@ -95,6 +106,11 @@ class Trial:
             "images_seen": self.learner.step * self._batches.size,
             "compute_seconds": round(self.compute_seconds, 3),
         }
+
+
+def clock(device: torch.device) -> Callable[[], float]:
+    """Seconds of compute on a device."""
+    return _cpu_clock if device.type == "cpu" else _cuda_clock
 
 
 def _cpu_clock() -> float:

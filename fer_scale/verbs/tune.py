@@ -12,19 +12,21 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fer_scale import storage
 from fer_scale.cluster import connected, variables
-from fer_scale.console import set_quiet
+from fer_scale.console import set_quiet, warn
 from fer_scale.durations import parse_bytes, parse_seconds
 from fer_scale.errors import InputError
 from fer_scale.faces.store import Store
 from fer_scale.families import FAMILIES
+from fer_scale.search.fixed import check_fixed
+from fer_scale.search.fixed import read as read_space
 from fer_scale.search.record import Search
-from fer_scale.search.space import check_fixed
-from fer_scale.search.space import read as read_space
 from fer_scale.verbs.tune_trial import Climber, Pictures
 
 UNLIMITED = 10**9
 OVERTIME = 60.0
 """Seconds after the deadline at which a search ends whose fits have not: they found no CPU, or hang."""
+FAILURES = 12
+"""Fits in a row that failed, after which a search ends: with such a machine or store all others would."""
 MEMORY_PARTS = 8
 """Without a memory limit, decoded faces of one input size have one part of so many: several sizes are shared."""
 SETTINGS = {
@@ -45,10 +47,11 @@ class Proposer(Searcher):
         super().__init__(metric="accuracy", mode="max")
         self._search = search
         self._numbers: dict[str, int] = {}
+        self._failures = 0
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """The next fit; none while nothing is worth it, and no more when nothing runs that could change that."""
-        found = self._search.next()
+        found = self._search.next() if self._failures < FAILURES else None
         if found is None:
             return None if self._search.running else Searcher.FINISHED  # type: ignore[return-value]  # so it is documented
         number, fit = found
@@ -66,9 +69,11 @@ class Proposer(Searcher):
         if number is None:  # Ray Tune tells of the same fit again where it was told of an error meanwhile
             return
         if error or result is None:
-            self._search.end(number, {"died": True, "reason": "its process died (killed, or out of memory)"})
-        else:
-            self._search.end(number, result)
+            result = {"died": True, "reason": "its process died (killed, or out of memory)"}
+        self._search.end(number, result)
+        self._failures = self._failures + 1 if "reason" in result else 0
+        if self._failures == FAILURES:
+            warn(f"{FAILURES} fits in a row failed, the last with: {result['reason']}. The search ends")
 
     def __getstate__(self) -> dict[str, Any]:
         """Ray Tune pickles its searcher into files that nothing reads."""
@@ -113,7 +118,8 @@ def tune(
         gpus_per_trial: share of a GPU of each trial; None gives each a whole one where the cluster has any.
         price_per_hour: of one core, in any currency: the table then says what a million images cost.
         memory_limit: most bytes of decoded faces at one input size that trials share, or text like ``8GB``; what needs
-            more is read by each trial as its fit goes. An eighth of the machine's memory if not given.
+            more is read by each trial as its fit goes. As much again is for the features of frozen backbones. An
+            eighth of the machine's memory if not given.
         resume: go on with the search in ``out``.
         overwrite: replace what is in ``out``.
         seed: of the proposals and of each fit.
@@ -156,12 +162,13 @@ def tune(
             max_trials=max_trials,
             price_per_hour=price_per_hour,
         )
+        memory = limit or cluster.memory / MEMORY_PARTS
         with search:
             trial = ray.tune.with_parameters(
                 Climber,
-                pictures=Pictures.options(scheduling_strategy=_here()).remote(store),  # type: ignore[attr-defined]
+                pictures=Pictures.options(scheduling_strategy=_here()).remote(store, memory),  # type: ignore[attr-defined]
                 store=store,
-                memory_limit=limit or cluster.memory / MEMORY_PARTS,
+                memory_limit=memory,
                 threads=max(int(cpus_per_trial), 1),
                 gpu=gpus > 0,
             )

@@ -1,5 +1,6 @@
 """A trial of `tune` on Ray Tune: one fit on an actor, and the pictures that all of them share."""
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -7,9 +8,9 @@ from typing import Any
 import ray
 import ray.tune
 import torch
+from ray.exceptions import RayError, RayTaskError
 
 from fer_scale.bundle import build
-from fer_scale.errors import FerScaleError
 from fer_scale.faces.images import Preprocessing
 from fer_scale.faces.store import Faces, Store
 from fer_scale.faces.windows import Windows, decoded_bytes
@@ -18,20 +19,23 @@ from fer_scale.learning.batches import Batches, Feed
 from fer_scale.learning.configuration import Configuration
 from fer_scale.learning.stream import StreamedBatches
 from fer_scale.search.features import BATCH, backbone, features, head_alone, head_of
-from fer_scale.search.trial import Trial
+from fer_scale.search.trial import Trial, clock
 
-FEATURES_SHARE = 0.1
-"""Most of the time left that a backbone's features may take; beyond it the backbone runs in every step."""
+FEATURES_SHARE = 0.5
+"""Most of a fit's compute that its backbone's features may take; beyond it the backbone runs in every step."""
+HEAD_EPOCHS = 40
+"""Most epochs of a head on features: a step of it takes about a millisecond, and a rung would be hundreds of epochs."""
 
 
 @ray.remote(num_cpus=0)
 class Pictures:
     """Decodes a split once for each input size and lays it into the object store, where trials share it."""
 
-    def __init__(self, store: str) -> None:
+    def __init__(self, store: str, features_limit: float = math.inf) -> None:
         self._store = Store.open(store)
+        self._limit = features_limit
         self._refs: dict[tuple[str, Preprocessing], list[Any]] = {}
-        self._features: dict[tuple[str, str], list[Any]] = {}
+        self._features: dict[str, tuple[list[Any], int]] = {}
 
     def faces(self, split: str, preprocessing: Preprocessing) -> list[Any]:
         """The reference to one split's :class:`Faces`, in a list so that Ray does not resolve it on the way."""
@@ -40,13 +44,17 @@ class Pictures:
             self._refs[key] = [ray.put(self._store.faces(split, preprocessing))]
         return self._refs[key]
 
-    def features(self, key: tuple[str, str]) -> list[Any]:
+    def features(self, key: str) -> list[Any]:
         """The reference to one split's features of a backbone, in a list; empty where there are none yet."""
-        return self._features.get(key, [])
+        return self._features.get(key, ([], 0))[0]
 
-    def keep(self, key: tuple[str, str], features: Faces) -> None:
-        """Share what a trial has computed."""
-        self._features[key] = [ray.put(features)]
+    def keep(self, key: str, features: Faces) -> None:
+        """Share what a trial has computed; beyond the limit what came first goes."""
+        if key in self._features:  # two trials were at it at once
+            return
+        self._features[key] = ([ray.put(features)], features.images.nbytes)
+        while sum(size for _, size in self._features.values()) > self._limit:
+            del self._features[next(iter(self._features))]
 
 
 class Climber(ray.tune.Trainable):
@@ -68,35 +76,51 @@ class Climber(ray.tune.Trainable):
         self._store = Store.open(store)
         self._memory_limit = memory_limit
         self._config = config
+        self._spent = 0.0
+        self._broken = False
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Called for every further fit on the same actor."""
+        """Called for every further fit on the same actor; False ends it, and the fit begins on a new one."""
         self._config = new_config
-        return True
+        return not self._broken
 
     def step(self) -> dict[str, Any]:
         """The fit; whatever goes wrong becomes the reason in the trial's row."""
         facts: dict[str, Any] = {}
         trial: Trial | None = None
-        began = time.time()
+        self._spent = 0.0
         try:
             configuration = Configuration.from_dict(self._config["configuration"])
             compute, seed = self._config["compute"], self._config["seed"]
             counts = [self._store.counts["train"].get(name, 0) for name in self._store.classes]
             torch.manual_seed(seed)
-            network = build(configuration, len(counts))
+            network = whole = build(configuration, len(counts))
             facts["parameters"] = sum(parameter.numel() for parameter in network.parameters())
             facts["weights"] = network.weights
             network, batches, val = self._data(configuration, network, seed)
             trial = Trial(
-                network, configuration.recipe, batches, counts, val, compute=compute, seed=seed, device=self._device
+                network,
+                configuration.recipe,
+                batches,
+                counts,
+                val,
+                compute=compute - self._spent,
+                seed=seed,
+                device=self._device,
+                most_epochs=None if network is whole else HEAD_EPOCHS,
             )
+            trial.compute_seconds = self._spent
+            began = time.time()  # all before this, and none of the steps and the scoring, is lost between two fits
             trial.measure()
             share = trial.run(self._config["deadline"])
             return {**facts, **trial.score(), "share": share, "seconds": time.time() - began, "done": True}
-        except (FerScaleError, RuntimeError, MemoryError, ValueError) as error:
-            reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-            return {"reason": reason, "done": True, **facts, **(trial.facts() if trial else {})}
+        except Exception as error:  # nothing that a fit may raise is worth the search, or its true reason
+            cause = error.cause if isinstance(error, RayTaskError) else error
+            # a CUDA error stays with its process, and all that comes after it there fails
+            self._broken = isinstance(cause, torch.AcceleratorError)
+            reason = f"{type(cause).__name__}: {cause}".splitlines()[0][:300]
+            passing = isinstance(cause, OSError | RayError)  # of the machine or of its store: begun once more
+            return {"reason": reason, "died": passing, "done": True, **facts, **(trial.facts() if trial else {})}
 
     def _data(
         self, configuration: Configuration, network: Network, seed: int
@@ -112,26 +136,33 @@ class Climber(ray.tune.Trainable):
         train, val = (self._faces(split, inputs) for split in ("train", "val"))
         if head_alone(network, configuration.recipe):
             name = backbone(configuration, network)
-            known = self._features(("train", name), network, train)
-            if known is not None:
-                train, val = known, features(network, val, self._device)
+            if self._affordable(f"train {name}", network, train):
+                train = self._features(f"train {name}", network, train)
+                mirrored = network.mirrored
+                val = self._features(f"val {'mirrored ' * mirrored}{name}", network, val, mirrored=mirrored)
                 network = head_of(network)
         return network, Batches(train, classes, size, seed, self._device), lambda: [val]
 
-    def _features(self, key: tuple[str, str], network: Network, faces: Faces) -> Faces | None:
-        """A split's features, computed where no trial has yet; None where that would take too much of the search."""
-        found = ray.get(self._pictures.features.remote(key))
-        if found:
+    def _affordable(self, key: str, network: Network, faces: Faces) -> bool:
+        """Whether a trial has computed these features, or this one can within what it is given."""
+        if ray.get(self._pictures.features.remote(key)):
+            return True
+        few, seconds = faces.rows(slice(0, BATCH)), clock(self._device)
+        features(network, few, self._device)  # the first pass also allocates
+        began = seconds()
+        features(network, few, self._device)
+        cost = (seconds() - began) / len(few) * len(faces)
+        return cost <= FEATURES_SHARE * min(self._config["compute"], self._config["deadline"] - time.time())
+
+    def _features(self, key: str, network: Network, faces: Faces, *, mirrored: bool = False) -> Faces:
+        """A split's features, computed where no trial has yet; that is part of this fit's compute."""
+        if found := ray.get(self._pictures.features.remote(key)):
             shared: Faces = ray.get(found[0])
             return shared
-        few = faces.rows(slice(0, BATCH))
-        features(network, few, self._device)  # the first pass also allocates
-        began = time.time()
-        features(network, few, self._device)
-        cost = (time.time() - began) / len(few) * len(faces)
-        if cost > FEATURES_SHARE * (self._config["deadline"] - time.time()):
-            return None
-        made = features(network, faces, self._device)
+        seconds = clock(self._device)
+        began = seconds()
+        made = features(network, faces, self._device, mirrored=mirrored)
+        self._spent += seconds() - began
         self._pictures.keep.remote(key, made)
         return made
 

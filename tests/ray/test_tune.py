@@ -22,11 +22,14 @@ import fer_scale
 from fer_scale.bundle import build
 from fer_scale.cluster import connected
 from fer_scale.errors import InputError
+from fer_scale.faces.images import Preprocessing
 from fer_scale.faces.sample import draw
+from fer_scale.faces.store import Store
 from fer_scale.families.network import Network
 from fer_scale.learning.configuration import Configuration
 from fer_scale.search import price
 from fer_scale.search.rows import TRIALS_SCHEMA
+from fer_scale.verbs.tune import FAILURES
 from fer_scale.verbs.tune_trial import Climber, Pictures
 
 SMALL = {"size": 48, "batch_size": 32, "cnn1.width": 0.25, "cnn2.width": 0.25}
@@ -154,21 +157,87 @@ def test_trials_of_a_head_share_the_features_of_their_backbone(store: Path, tmp_
     values = {"family": "resnet", "network": shape, "preprocessing": {"size": 24, "channels": 1}}
     configuration = Configuration.from_dict({**values, "recipe": {"augmentation": 0.0, "batch_size": 8}})
     climber, pictures = Climber.__new__(Climber), Pictures.remote(str(store))  # type: ignore[attr-defined]
+    scored = []
 
     def fitted_on(network: Network, left: float) -> tuple[Network, torch.Tensor]:
-        climber.setup({"deadline": time.time() + left}, pictures, str(store), memory_limit=1e9)
-        fitted, feed, _ = climber._data(configuration, network, seed=0)
+        climber.setup({"compute": left, "deadline": time.time() + 3600}, pictures, str(store), memory_limit=1e9)
+        fitted, feed, val = climber._data(configuration, network, seed=0)
+        scored.append(next(iter(val())).images)
         return fitted, feed.batch(0)[0]
 
     network = build(configuration, 4)
-    fitted, whole = fitted_on(network, left=0)  # no time for features: pictures, and all of the network
+    fitted, whole = fitted_on(network, left=0)  # no compute for features: pictures, and all of the network
     assert fitted is network
+    assert climber._spent == 0
     head, seen = fitted_on(network, left=3600)
+    assert climber._spent > 0
     assert head.head is network.head
     with torch.inference_mode():
         torch.testing.assert_close(seen[:, :, 0, 0], network.eval().features(whole), rtol=1e-3, atol=1e-3)
     torch.nn.init.zeros_(next(network.backbone.parameters()))
     assert fitted_on(network, left=3600)[1].equal(seen), "computed once"
+    assert climber._spent == 0
+    assert (scored[2] == scored[1]).all()
+    assert scored[1].shape != scored[0].shape
+
+
+def test_features_that_are_more_than_the_limit_are_not_kept(store: Path) -> None:
+    faces = Store.open(str(store)).faces("val", Preprocessing(size=24, channels=1))
+    pictures = Pictures.remote(str(store), 1.5 * faces.images.nbytes)  # type: ignore[attr-defined]
+    for name in ("first", "second"):
+        ray.get(pictures.keep.remote(name, faces))
+    assert [bool(ray.get(pictures.features.remote(name))) for name in ("first", "second")] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("error", "said", "again", "usable"),
+    [
+        (KeyError("no such class"), "KeyError: 'no such class'", False, True),
+        (OSError("no space left"), "OSError: no space left", True, True),
+        (torch.AcceleratorError("device-side assert"), "AcceleratorError: device-side assert", False, False),
+    ],
+)
+def test_whatever_a_fit_raises_is_its_reason(
+    error: Exception, said: str, again: bool, usable: bool, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def raising(*given: object) -> None:
+        raise error
+
+    climber = Climber.__new__(Climber)
+    configuration = Configuration.from_dict({"family": "cnn1", "network": {"width": 0.25}}).to_dict()
+    climber.setup({"configuration": configuration, "compute": 1.0, "seed": 0}, None, str(store))
+    monkeypatch.setattr(climber, "_data", raising)
+    result = climber.step()
+    assert (result["reason"], result["died"]) == (said, again)
+    assert climber.reset_config({}) is usable
+
+
+def test_an_actor_that_cannot_go_on_is_replaced_and_its_next_fit_begun_again(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Breaking(Climber):
+        def step(self) -> dict[str, Any]:
+            done = super().step()
+            self._broken = True
+            return done
+
+    monkeypatch.setattr("fer_scale.verbs.tune.Climber", Breaking)
+    fer_scale.tune(store, out=tmp_path / "s", time_budget=60, max_trials=2, **OPTIONS)
+    assert all(row["accuracy"] is not None for row in trials(tmp_path / "s"))
+
+
+def test_a_search_in_which_everything_fails_ends_with_the_reason(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Failing(Climber):
+        def step(self) -> dict[str, Any]:
+            return {"reason": "RuntimeError: no kernel image", "done": True}
+
+    monkeypatch.setattr("fer_scale.verbs.tune.Climber", Failing)
+    with pytest.raises(InputError, match="no kernel image"):
+        fer_scale.tune(store, out=tmp_path / "s", time_budget=600, **{**OPTIONS, "quiet": False})
+    assert FAILURES <= len(trials(tmp_path / "s")) <= FAILURES + 2
+    assert "in a row failed" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -58,6 +58,20 @@ def test_shares_of_a_gpu_do_not_cross_machines() -> None:
     assert cluster.room(1, 2) == 0
 
 
+@pytest.mark.parametrize(
+    ("machines", "cpus", "gpus", "room"),
+    [
+        ([Machine(16, 8)], 1, 0.4, 16),
+        ([Machine(3), Machine(3)], 2, 0, 2),
+        ([Machine(64, 3), Machine(64, 3)], 1, 2, 2),
+        ([Machine(2, 4), Machine(16, 1)], 1, 0.25, 6),
+        ([Machine(8, 1)], 0.7, 0.1, 10),
+    ],
+)
+def test_a_trial_lies_on_one_machine_and_one_gpu(machines: list[Machine], cpus: float, gpus: float, room: int) -> None:
+    assert Cluster(machines=tuple(machines), ours=True).room(cpus, gpus) == room
+
+
 def test_a_process_needs_its_cpus_beside_its_gpu() -> None:
     HEAD_AND_GPU.require(one=8, one_gpus=1)
     HEAD_AND_GPU.require(one=64)

@@ -39,6 +39,13 @@ def test_a_network_is_measured_once_and_the_best_even_when_the_time_is_up() -> N
     assert dict(price.measured(rows, {0: 123.0}, 4, deadline=0.0)) == {1: 123.0}
 
 
+def test_a_network_that_cannot_be_exported_has_no_price(capsys: pytest.CaptureFixture[str]) -> None:
+    good, broken = row(0, "cnn1", 0.8, None), row(1, "cnn2", 0.9, None)
+    broken["configuration"] = broken["configuration"].replace('"size": 48', '"size": 1')  # its maps vanish
+    assert set(dict(price.measured([broken, good], {}, 4, deadline=4e9))) == {0}
+    assert "no price of trial 1" in capsys.readouterr().err
+
+
 def test_the_front_holds_what_nothing_cheaper_matches() -> None:
     rows = [
         row(0, "vgg16", 0.80, 50.0),

@@ -29,12 +29,12 @@ from fer_scale.learning.configuration import Configuration
 from fer_scale.learning.loop import Learner, fit
 from fer_scale.learning.stream import StreamedBatches
 from fer_scale.search import price, rows
-from fer_scale.search import study as study_module
 from fer_scale.search.features import backbone, features, head_alone, head_of
+from fer_scale.search.fixed import check_fixed
+from fer_scale.search.fixed import read as read_space
 from fer_scale.search.journal import Journal, read
 from fer_scale.search.record import Search
-from fer_scale.search.space import check_fixed, suggest
-from fer_scale.search.space import read as read_space
+from fer_scale.search.space import suggest
 from fer_scale.search.starts import STARTS
 from fer_scale.search.study import Fit, Study
 from fer_scale.search.trial import Trial
@@ -93,11 +93,24 @@ def test_what_is_fixed_is_not_drawn() -> None:
         ({"lr": "0.1..x"}, "range"),
         ({"lr": "0.1..20"}, "lr=20"),
         ({"lr": {"from": 1}}, "range"),
+        ({"weight_decay": "0..0.01"}, r"weight_decay=0\.\.0\.01.*above 0"),
+        ({"size": "50..60"}, r"size=50\.\.60 for cnn1.*48, 64"),
+        ({"test_time_flip": "maybe"}, "test_time_flip"),
     ],
 )
 def test_a_wrong_fix_names_the_valid_ones(fixed: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         check_fixed(fixed, ["cnn1"])
+
+
+def test_a_range_of_what_may_be_null_takes_its_numbers() -> None:
+    fixed = check_fixed({"efficientnet.unfreeze": "4..6"}, ["efficientnet"])
+    space = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    networks = [suggest(space.ask(), ["efficientnet"], fixed).network for _ in range(40)]
+    assert {one.unfreeze for one in networks if one.weights == "auto"} == {4, 6}
+    assert {one.weights for one in networks} == {"auto", "none"}
+    with pytest.raises(InputError, match=r"unfreeze=1\.\.3 for efficientnet.*0, 4, 6, null"):
+        check_fixed({"efficientnet.unfreeze": "1..3"}, ["efficientnet"])
 
 
 def test_what_is_narrowed_is_drawn_from_that_alone() -> None:
@@ -265,6 +278,21 @@ def test_a_head_fitted_on_features_is_the_head_of_the_whole_network(store: Store
         mine, whole, first = (one.eval()(pictures) for one in (network, other, before))
     torch.testing.assert_close(mine, whole, rtol=0, atol=5e-2)  # steps may run in bfloat16
     assert float((mine - first).abs().max()) > 0.1
+    for one in (network, alone := head_of(network)):
+        one.mirrored = True
+    both = torch.from_numpy(features(network, val, CPU, mirrored=True).images)
+    with torch.inference_mode():
+        torch.testing.assert_close(alone.eval()(both), network.eval()(pictures), rtol=1e-3, atol=1e-3)
+        assert not torch.allclose(alone(both), alone(both[..., :1]), atol=1e-3)
+
+
+def test_a_head_on_features_takes_no_more_epochs_than_it_needs(store: Store) -> None:
+    configuration = Configuration.from_dict({"family": "cnn1", "network": {"width": 0.25}})
+    batches = Batches(store.faces("train", configuration.preprocessing), 4, 8, 0, CPU)
+    network, recipe = build(configuration, 4), configuration.recipe
+    fitted = Trial(network, recipe, batches, [1] * 4, list, compute=1e6, seed=0, device=CPU, most_epochs=3)
+    fitted.measure()
+    assert fitted.steps == 3 * batches.steps_per_epoch
 
 
 def test_features_are_shared_by_heads_and_by_nothing_else() -> None:
@@ -500,26 +528,6 @@ class TestRecord:
             self.play(again)
             assert again.table()["accuracy"].to_pylist()[0] == pytest.approx(0.25 + 0.1)
             assert again.table()["trial_id"].to_pylist() == [0, 1, 2, 3]
-
-
-def test_the_sampler_forgets_all_but_the_best_and_the_latest_and_still_knows_what_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(study_module, "REMEMBERED", 10)
-    asked = study(tmp_path, ["cnn1"])
-    running = [asked.new() for _ in range(8)]
-    for at in range(60):
-        number, fit = running.pop(0)
-        asked.end(number, fit, result(0.9 if at == 7 else at / 100))
-        running.append(asked.new())
-    known = asked._memory.get_trials()
-    assert sum(trial.state == optuna.trial.TrialState.RUNNING for trial in known) == 8
-    ended = [trial.value for trial in known if trial.state == optuna.trial.TrialState.PRUNED]
-    assert 10 <= len(ended) < 20
-    assert {0.9, 0.59} <= set(ended)
-    for number, fit in running:
-        asked.end(number, fit, result(0.5))
-    assert not any(trial.state == optuna.trial.TrialState.RUNNING for trial in asked._memory.get_trials())
 
 
 def test_the_journal_opens_in_optuna(tmp_path: Path, store: Store) -> None:
