@@ -6,16 +6,17 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import pyarrow
 import pyarrow.fs
 from botocore.exceptions import ClientError
 
-from fer_scale import _s3
+from fer_scale import _s3, _s3_reading
 from fer_scale.errors import InputError, MissingPathError
 
 PathLike = str | os.PathLike[str]
@@ -44,8 +45,8 @@ def normal(path: PathLike) -> str:
     text = os.fspath(path)
     if not text.strip():
         raise InputError("an empty path was given", "a local path or s3://bucket/key", "name one")
-    if text.startswith("s3:/"):  # pathlib makes s3:/bucket of s3://bucket
-        bucket, key = _s3.split(_s3.SCHEME + text[4:].lstrip("/"))
+    if text.startswith("s3:/"):
+        bucket, key = _s3.split(text)
         return f"{_s3.SCHEME}{bucket}/{key}".rstrip("/")
     scheme, separator, rest = text.partition("://")
     if separator and scheme != "file":
@@ -142,7 +143,8 @@ def list_files(path: PathLike) -> Iterator[FileInfo]:
     """Every file below a folder, or the one file at the path, in the order of their paths' characters.
 
     Listing is lazy: a million files cost no more memory than their largest folder. Links are followed,
-    a link back to a folder above itself is not. Raises `MissingPathError` when nothing is there.
+    a link back to a folder above itself is not, and one to nothing is a file. Raises `MissingPathError` when
+    nothing is there.
     """
     path = normal(path)
     if not path.startswith(_s3.SCHEME):
@@ -173,14 +175,19 @@ def _list_local(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[File
     identity = (status.st_dev, status.st_ino)
     if identity in above:
         return
+    entries: list[tuple[str, os.DirEntry[str], bool]] = []
     with os.scandir(folder) as found:
-        # A folder sorts as its keys would in S3, where its name is followed by a slash.
-        entries = sorted((f"{e.name}/" if e.is_dir() else e.name, e) for e in found if e.is_dir() or e.is_file())
-    for _, entry in entries:
-        if entry.is_dir():
+        for entry in found:
+            leads = not entry.is_symlink() or os.path.exists(entry)  # a link to nothing is a file that cannot be read
+            if leads and entry.is_dir():
+                entries.append((f"{entry.name}/", entry, leads))  # as its keys would sort in S3
+            elif not leads or entry.is_file():
+                entries.append((entry.name, entry, leads))
+    for name, entry, leads in sorted(entries, key=itemgetter(0)):
+        if name.endswith("/"):
             yield from _list_local(entry.path, above | {identity})
         else:
-            yield _local_info(entry.path, entry.stat())
+            yield _local_info(entry.path, entry.stat(follow_symlinks=leads))
 
 
 def list_s3(path: str) -> Iterator[FileInfo]:
@@ -189,23 +196,19 @@ def list_s3(path: str) -> Iterator[FileInfo]:
     with translated(path):
         for page in pages.paginate(Bucket=bucket, Prefix=f"{key}/" if key else ""):
             for item in page.get("Contents", ()):
-                if not item["Key"].endswith("/"):  # consoles mark an empty folder so
+                if item["Size"] or not item["Key"].endswith("/"):  # consoles mark an empty folder so
                     yield FileInfo(f"{_s3.SCHEME}{bucket}/{item['Key']}", item["Size"], item["ETag"].strip('"'))
 
 
 def read_bytes(path: PathLike, limit: int | None = None) -> bytes:
     """The file: whole, or its first `limit` bytes. Raises `MissingPathError` when it is not there."""
-    path = normal(path)
-    with translated(path):
-        if not path.startswith(_s3.SCHEME):
-            with open(path, "rb") as file:
-                return file.read(limit)
-        bucket, key = _s3.split(path)
-        with closing(_s3.client().get_object(Bucket=bucket, Key=key)["Body"]) as body:
-            data: bytes = body.read(limit)
-            if limit is not None and len(data) < limit:
-                data += body.read()  # nothing more, but what checks the length
-        return data
+    where = normal(path)
+    with translated(where):
+        if where.startswith(_s3.SCHEME):
+            return _s3_reading.read(os.fspath(path), limit)  # as it was listed: a key may end in a slash
+        with open(where, "rb") as file:
+            # Room for all that is asked for is made at once, and a limit is far above what a face takes.
+            return file.read(limit and min(limit, os.fstat(file.fileno()).st_size + 1))
 
 
 def read_json(path: PathLike) -> Any:
@@ -216,12 +219,13 @@ def read_json(path: PathLike) -> Any:
         raise InputError(f"{path} is no JSON ({error})", "a JSON document", "make the file anew") from error
 
 
-def open_input(path: PathLike) -> pyarrow.NativeFile:
-    """The file, open for reading at any place in it."""
-    path = normal(path)
-    where, inner = filesystem(path)
-    with translated(path):
-        return where.open_input_file(inner)
+def open_input(path: PathLike) -> IO[bytes]:
+    """The file, open for reading at any place in it; what S3 does not give is an `InputError`, as in `read_bytes`."""
+    where = normal(path)
+    if where.startswith(_s3.SCHEME):
+        return cast(IO[bytes], _s3_reading.Ranges(os.fspath(path)))
+    with translated(where):
+        return cast(IO[bytes], pyarrow.OSFile(where))
 
 
 def beside(path: str, kind: str) -> str:

@@ -47,11 +47,11 @@ CREDENTIALS = {"ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "SignatureD
 
 
 def split(path: str) -> tuple[str, str]:
-    """``s3://bucket/a/b`` -> ``("bucket", "a/b")``."""
-    bucket, _, key = path.removeprefix(SCHEME).partition("/")
+    """``s3://bucket/a/b`` -> ``("bucket", "a/b")``; of the key no slash is left out, for ``/a`` and ``a`` are two."""
+    bucket, _, key = path.removeprefix("s3:").lstrip("/").partition("/")  # pathlib makes s3:/bucket of s3://bucket
     if not bucket:
         raise InputError(f"{path!r} names no bucket", "s3://bucket/prefix", "name the bucket")
-    return bucket, key.strip("/")
+    return bucket, key
 
 
 def _settings() -> tuple[str, ...]:
@@ -91,7 +91,7 @@ _pace = _Pace()
 def limit_requests(rate: float | None) -> None:
     """Hold this process to so many requests a second, repeated ones counted; None: no limit.
 
-    What goes through `client` alone: the few reads of tables and archives, which pyarrow makes, are not held.
+    What goes through `client` alone: of a face store, which pyarrow reads, none.
     """
     _pace.rate = rate
 

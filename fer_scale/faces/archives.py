@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from fer_scale import storage
 from fer_scale.errors import InputError
@@ -22,12 +22,26 @@ TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz"
 BUFFER_BYTES = 2**20
 
 
+class Header(tarfile.TarInfo):
+    """A member's header, of which a damaged one is an error; `tarfile` takes it for the archive's end."""
+
+    __slots__ = ()
+
+    @classmethod
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> Self:
+        """The next header."""
+        try:
+            return super().fromtarfile(tarfile_)
+        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
+            raise tarfile.ReadError(f"{error} at byte {tarfile_.offset:,}") from error
+
+
 class _Zip:
     def __init__(self, path: str) -> None:
         self.path = path
 
     def members(self) -> Iterator[tuple[str, int, Callable[[], IO[bytes]]]]:
-        with _translated(self.path), _buffered(self.path) as file, zipfile.ZipFile(file) as archive:
+        with _translated(self.path), storage.open_input(self.path) as file, zipfile.ZipFile(file) as archive:
             for info in archive.infolist():
                 if not info.is_dir():
                     yield info.filename, info.file_size, partial(archive.open, info)
@@ -40,8 +54,8 @@ class _Tar:
     def members(self) -> Iterator[tuple[str, int, Callable[[], IO[bytes]]]]:
         with (
             _translated(self.path),
-            _buffered(self.path) as file,
-            tarfile.open(fileobj=file, mode="r|*", encoding="utf-8") as archive,
+            storage.open_input(self.path) as file,
+            tarfile.open(fileobj=file, mode="r|*", encoding="utf-8", tarinfo=Header) as archive,
         ):
             for info in archive:
                 if info.isfile():
@@ -56,16 +70,11 @@ def _opened(archive: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
     return opened
 
 
-def _buffered(path: str) -> io.BufferedReader:
-    """In large steps: zip and tar read some ten bytes at a time, and in S3 each read is a request."""
-    return io.BufferedReader(storage.open_input(path), BUFFER_BYTES)
-
-
 @contextmanager
 def _translated(path: str) -> Iterator[None]:
     try:
         yield
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError) as error:
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, ValueError, NotImplementedError) as error:
         raise InputError(
             f"{path} ({type(error).__name__}: {str(error)[:120]})",
             "a whole zip or tar archive",

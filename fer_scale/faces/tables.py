@@ -106,7 +106,7 @@ class ParquetSource:
             folder = storage.join(self.root, name).rpartition("/")[0]
             with self._open(name) as file:
                 read = _reader_of(file.schema_arrow.field(columns.image).type) or _bytes_of
-                for batch in self._batches(name, file, _batch_rows(file), self._wanted):
+                for batch in self._batches(name, file, batch_rows(file), self._wanted):
                     for cells in batch.to_pylist():
                         value = None if columns.id is None else cells[columns.id]
                         given = "" if value is None else str(value)
@@ -126,7 +126,7 @@ def _damaged(path: str, error: Exception) -> InputError:
     return InputError(f"{path} ({str(error)[:120]})", "a sound Parquet file", "check or remove the file")
 
 
-def _batch_rows(file: pq.ParquetFile) -> int:
+def batch_rows(file: pq.ParquetFile) -> int:
     """Rows that make about `BATCH_BYTES` by the file's own account, `BATCH_ROWS` at most."""
     groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
     widest = max((group.total_byte_size // max(group.num_rows, 1) for group in groups), default=1)
@@ -164,21 +164,21 @@ def text_payload(value: str | None, folder: str) -> bytes | Callable[[], bytes]:
     return partial(read_picture, value if absolute else storage.join(folder, value))
 
 
-def read_picture(path: str, size: int | None = None) -> bytes:
-    """The bytes of one picture file.
+def read_picture(path: str, size: int = 0) -> bytes:
+    """The bytes of one picture file, up to the limit.
 
     Args:
         path: local or s3://.
-        size: as it was listed, where it was; one that was not is read up to the limit.
+        size: as it was listed; one that is too large is not asked for.
 
     Raises:
         ImageError: it cannot be read, or is too large; the cause says why.
         InputError: nothing can be read any more (no network, no credentials).
     """
-    if size is not None and size > MAX_BYTES:
+    if size > MAX_BYTES:
         raise too_large(size)
     try:
-        data = storage.read_bytes(path, MAX_BYTES + 1 if size is None else None)
+        data = storage.read_bytes(path, MAX_BYTES + 1)  # a manifest may say anything
     except InputError as error:
         if storage.is_outage(error):
             raise

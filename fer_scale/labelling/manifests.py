@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote_plus
 
-import pyarrow as pa
-
 from fer_scale import storage
 from fer_scale.errors import InputError
 from fer_scale.faces.sources import PARQUET_ENDINGS
@@ -56,22 +54,23 @@ class Manifest:
         header = tuple(name.strip() for name in told["fileSchema"].split(",")) if form == "CSV" else None
         return cls(tables, None, None, header)
 
-    def check(self) -> None:
-        """Look at the first table.
+    def columns(self, path: str) -> list[str]:
+        """The columns of one of its tables.
 
         Raises:
-            InputError: it lacks a column that is needed.
+            InputError: it lacks one that is needed.
         """
-        there = columns(self.tables[0], self.header)
+        there = columns(path, self.header)
         wanted = [c for c in (self.uri_column, self.id_column) if c is not None]
         missing = [column for column in wanted if column not in there]
         if self.uri_column is None:
             missing = [name for name in ("bucket", "key") if name not in map(_plain, there)]
         if missing:
             raise InputError(
-                f"{self.tables[0]} has no column {', '.join(missing)}, only {', '.join(there)}",
+                f"{path} has no column {', '.join(missing)}, only {', '.join(there)}",
                 "a column of URIs", "name yours with --uri-column and --id-column",
             )  # fmt: skip
+        return there
 
     def items(self) -> Iterator[Item]:
         """Every image that the tables name, lazily; a row without a URI is an item that cannot be read."""
@@ -81,6 +80,8 @@ class Manifest:
                 if _gone(cells):
                     continue
                 uri = self._uri(cells)
+                if uri.startswith("s3://") and uri.endswith("/") and str(cells.get("size")) == "0":
+                    continue  # consoles mark an empty folder so; listing passes over it, too
                 version = "-".join(str(cells[name]) for name in VERSION if cells.get(name) not in (None, ""))
                 size = str(cells.get("size") or "")
                 yield Item(
@@ -98,7 +99,7 @@ class Manifest:
 
     def _rows(self, path: str) -> Iterator[dict[str, Any]]:
         """The cells that matter, by the names that are used here."""
-        names = {column: _plain(column) for column in columns(path, self.header)}
+        names = {column: _plain(column) for column in self.columns(path)}
         wanted = {column: name for column, name in names.items() if name in VERSION}
         if self.uri_column is None:
             wanted.update((column, name) for column, name in names.items() if name in INVENTORY)
@@ -120,7 +121,9 @@ class Manifest:
 def _translated(path: str, rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     try:
         yield from rows
-    except (pa.ArrowException, csv.Error, EOFError, OSError, UnicodeDecodeError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # what reads a table may raise anything at all on hostile bytes
         raise InputError(f"{path} ({str(error)[:120]})", "a whole table of URIs", "make the manifest anew") from error
 
 

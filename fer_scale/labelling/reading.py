@@ -1,20 +1,21 @@
 """The images of one work unit, encoded, one after the other."""
 
-import csv
 import tarfile
+import threading
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any
-
-import pyarrow as pa
+from typing import IO, Any
 
 from fer_scale import storage
-from fer_scale.errors import MissingPathError
+from fer_scale.errors import InputError, MissingPathError
+from fer_scale.faces.archives import Header
 from fer_scale.faces.images import MAX_BYTES, ImageError, too_large
-from fer_scale.faces.tables import read_picture, text_payload
-from fer_scale.labelling.tables import csv_rows, open_parquet
+from fer_scale.faces.tables import batch_rows, read_picture, text_payload
+from fer_scale.labelling.tables import cells, csv_rows, open_parquet
 from fer_scale.labelling.units import Item, Unit
 
 Payload = Callable[[], bytes]
@@ -23,8 +24,35 @@ Payload = Callable[[], bytes]
 ROWS = 128
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A payload that is in memory already."""
+
+    data: bytes
+
+    def __call__(self) -> bytes:
+        return self.data
+
+
+def fault(error: Exception) -> ImageError:
+    """The error row of what stands in a file that cannot be read; an outage is not the file's fault and goes on up."""
+    if isinstance(error, InputError) and storage.is_outage(error):
+        raise error
+    if isinstance(error, MissingPathError):
+        return ImageError("missing", "there is no such file, or it was removed after it was listed")
+    return ImageError("unreadable", f"{type(error).__name__}: {error}"[:200])
+
+
+@contextmanager
+def open_tar(path: str) -> Iterator[tarfile.TarFile]:
+    """An archive, plain or compressed, of which a damaged header is an error."""
+    mode = "r:" if path.lower().endswith(".tar") else "r|*"
+    with storage.open_input(path) as data, tarfile.open(fileobj=data, mode=mode, tarinfo=Header) as archive:  # type: ignore[call-overload]
+        yield archive
+
+
 class Reader:
-    """Reads units; keeps the last zip archive open, whose directory is long to read.
+    """Reads units; keeps the last zip archive of each thread open, whose directory is long to read.
 
     Args:
         image_column, id_column: of tables.
@@ -33,29 +61,26 @@ class Reader:
     def __init__(self, image_column: str, id_column: str | None) -> None:
         self._image = image_column
         self._id = id_column
-        self._zip: tuple[str, zipfile.ZipFile] | None = None
+        self._last = threading.local()  # two threads in one file would each make the other's buffer void
 
     def read(self, unit: Unit) -> Iterator[tuple[str, Payload]]:
-        """``(id, payload)`` of every image of the unit, in its order: as many as it has, whatever breaks."""
+        """``(id, payload)`` of every image of the unit, in its order: as many as it has, whatever breaks.
+
+        Raises:
+            InputError: nothing can be read any more (no network, no credentials).
+        """
         if unit.kind == "files":
             for item in unit.items:
                 yield item.id, partial(_file, unit.path + item.name, item)
         elif unit.kind in ("parquet", "csv"):
             yield from self._table(unit)
-        elif unit.kind == "zip":
-            yield from self._members(unit, self._open_zip(unit))
-        elif unit.kind == "tar":
-            with storage.open_input(unit.path) as data:
-                for item in unit.items:
-                    yield (
-                        item.id,
-                        partial(bytes, _at(data, item)) if item.size <= MAX_BYTES else _too_large(item),
-                    )
+        elif unit.kind in ("zip", "tar"):
+            yield from self._members(unit)
         elif unit.kind == "stream":
             yield from _stream(unit)
         else:
             for item in unit.items:
-                yield item.id, _failing("unreadable", item.version)
+                yield item.id, _failing(ImageError("unreadable", item.version))
 
     def _table(self, unit: Unit) -> Iterator[tuple[str, Payload]]:
         folder = unit.path.rpartition("/")[0]
@@ -65,12 +90,12 @@ class Reader:
             for given, cell in islice(rows, unit.size):
                 yield given or f"{unit.name}#{at}", _cell(cell, folder)
                 at += 1
-        except (pa.ArrowException, OSError, csv.Error, UnicodeDecodeError) as error:
-            reason = f"{type(error).__name__}: {error}"[:200]
+        except Exception as error:  # what reads a table or an archive may raise anything at all on hostile bytes
+            why = fault(error)
         else:
-            reason = "the file ended before this row"
+            why = ImageError("unreadable", "the file ended before this row")
         for row in range(at, unit.stop):
-            yield f"{unit.name}#{row}", _failing("unreadable", reason)
+            yield f"{unit.name}#{row}", _failing(why)
 
     def _parquet_rows(self, unit: Unit) -> Iterator[tuple[str, Any]]:
         columns = [self._image, *([self._id] if self._id else [])]
@@ -84,12 +109,13 @@ class Reader:
                     groups.append(index)
                 begin = stop
             skip, wanted = unit.start - first, unit.size
-            for batch in table.iter_batches(batch_size=ROWS, row_groups=groups, columns=columns):
+            rows = min(ROWS, batch_rows(table))
+            for batch in table.iter_batches(batch_size=rows, row_groups=groups, columns=columns):
                 here = batch.slice(skip, wanted)
                 skip = max(0, skip - batch.num_rows)
                 wanted -= here.num_rows
-                images = here.column(self._image).to_pylist()
-                ids = here.column(self._id).to_pylist() if self._id else [None] * len(images)
+                images = cells(here.column(self._image))
+                ids = cells(here.column(self._id)) if self._id else [None] * len(images)
                 for given, image in zip(ids, images, strict=True):
                     yield "" if given is None else str(given), image
                 if not wanted:
@@ -98,32 +124,36 @@ class Reader:
     def _csv_rows(self, unit: Unit) -> Iterator[tuple[str, Any]]:
         return islice(csv_rows(unit.path, self._image, self._id), unit.start, unit.stop)
 
+    def _members(self, unit: Unit) -> Iterator[tuple[str, Payload]]:
+        try:
+            if unit.kind == "zip":
+                read = partial(_unpacked, self._open_zip(unit))
+            else:
+                read = partial(_at, storage.open_input(unit.path))
+        except Exception as error:  # as above
+            why = fault(error)
+            yield from ((item.id, _failing(why)) for item in unit.items)
+            return
+        for item in unit.items:
+            try:
+                yield item.id, Held(read(item)) if item.size <= MAX_BYTES else _failing(too_large(item.size))
+            except Exception as error:  # as above
+                yield item.id, _failing(fault(error))
+
     def _open_zip(self, unit: Unit) -> zipfile.ZipFile:
         name = f"{unit.path}\0{unit.version}"
-        if self._zip is None or self._zip[0] != name:
-            self._zip = (name, zipfile.ZipFile(storage.open_input(unit.path)))
-        return self._zip[1]
-
-    def _members(self, unit: Unit, archive: zipfile.ZipFile) -> Iterator[tuple[str, Payload]]:
-        for item in unit.items:
-            if item.size > MAX_BYTES:
-                yield item.id, _too_large(item)
-                continue
-            try:
-                with archive.open(item.name) as member:
-                    data = member.read(MAX_BYTES + 1)
-            except Exception as error:  # an archive's decoder may raise anything at all on hostile bytes
-                yield item.id, _failing("unreadable", f"{type(error).__name__}: {error}"[:200])
-            else:
-                yield item.id, partial(bytes, data)
+        if getattr(self._last, "name", None) != name:
+            self._last.zip, self._last.name = zipfile.ZipFile(storage.open_input(unit.path)), name
+        archive: zipfile.ZipFile = self._last.zip
+        return archive
 
 
 def _file(path: str, item: Item) -> bytes:
     try:
-        return read_picture(path, item.size or None)  # a manifest need not say the size
+        return read_picture(path, item.size)
     except ImageError as error:
         if isinstance(error.__cause__, MissingPathError):
-            raise ImageError("missing", "there is no such file, or it was removed after it was listed") from None
+            raise fault(error.__cause__) from None
         raise
 
 
@@ -131,47 +161,46 @@ def _cell(value: Any, folder: str) -> Payload:
     if isinstance(value, dict):
         value = value.get("bytes")
     if value is None:
-        return _failing("empty", "no value in the picture column")
+        return _failing(ImageError("empty", "no value in the picture column"))
     payload = text_payload(value, folder) if isinstance(value, str) else bytes(value)
-    return payload if callable(payload) else partial(bytes, payload)
+    return payload if callable(payload) else Held(payload)
 
 
-def _at(data: pa.NativeFile, item: Item) -> bytes:
+def _unpacked(archive: zipfile.ZipFile, item: Item) -> bytes:
+    with archive.open(item.name) as member:
+        return member.read(MAX_BYTES + 1)
+
+
+def _at(data: IO[bytes], item: Item) -> bytes:
     data.seek(int(item.version))
-    read: bytes = data.read(item.size)
-    return read
+    return data.read(item.size)
 
 
 def _stream(unit: Unit) -> Iterator[tuple[str, Payload]]:
     """Members of a compressed tar; of several of one name the last one counts, as it does in the unit."""
     left = {(item.name, item.version): item for item in unit.items}
     try:
-        with storage.open_input(unit.path) as data, tarfile.open(fileobj=data, mode="r|*") as archive:
-            for member in archive if left else ():
-                item = left.pop((member.name, str(member.offset_data)), None)
+        with open_tar(unit.path) as archive:
+            for member in archive:
+                item = left.get((member.name, str(member.offset_data)))
                 if item is None:
                     continue
                 file = archive.extractfile(member) if item.size <= MAX_BYTES else None
-                yield item.id, _too_large(item) if file is None else partial(bytes, file.read())
+                payload = _failing(too_large(item.size)) if file is None else Held(file.read())
+                del left[item.name, item.version]
+                yield item.id, payload
                 if not left:
-                    break
-    except (tarfile.TarError, OSError, EOFError) as error:
-        reason = f"{type(error).__name__}: {error}"[:200]
+                    return
+    except Exception as error:  # as above
+        why = fault(error)
     else:
-        reason = "the archive ended before this member"
+        why = ImageError("unreadable", "the archive ended before this member")
     for item in left.values():
-        yield item.id, _failing("unreadable", reason)
+        yield item.id, _failing(why)
 
 
-def _failing(reason: str, detail: str) -> Payload:
+def _failing(error: ImageError) -> Payload:
     def fail() -> bytes:
-        raise ImageError(reason, detail)
-
-    return fail
-
-
-def _too_large(item: Item) -> Payload:
-    def fail() -> bytes:
-        raise too_large(item.size)
+        raise ImageError(error.reason, error.detail)
 
     return fail

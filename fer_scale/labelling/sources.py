@@ -2,7 +2,6 @@
 
 import csv
 import fnmatch
-import tarfile
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
@@ -10,15 +9,14 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-
 from fer_scale import storage
 from fer_scale.errors import InputError
 from fer_scale.faces.archives import TAR_ENDINGS, ZIP_ENDINGS, clean
 from fer_scale.faces.folders import utf8
 from fer_scale.faces.sources import PARQUET_ENDINGS
 from fer_scale.labelling.manifests import URI, Manifest, columns
-from fer_scale.labelling.tables import NoColumnError, check_unique, csv_rows, open_parquet, picture_column
+from fer_scale.labelling.reading import fault, open_tar
+from fer_scale.labelling.tables import NoColumnError, cells, check_unique, csv_rows, open_parquet, picture_column
 from fer_scale.labelling.units import SLICES, Item, Unit, broken, ranges, stretches
 
 if TYPE_CHECKING:
@@ -45,6 +43,8 @@ class Source:
     include: str | None
     manifest: Manifest | None = None
     """Where it names the images by URI."""
+    points_away: bool = False
+    """Whether the first row of its first table is the path of a picture in S3."""
 
     @classmethod
     def open(
@@ -73,7 +73,6 @@ class Source:
         manifest = source._manifest(uri_column)
         if manifest is not None:
             found = replace(source, containers=False, manifest=manifest)
-            manifest.check()
             if next(found.units(SMALL_UNIT), None) is None:
                 raise found._nothing("images")
             return found
@@ -82,7 +81,13 @@ class Source:
             raise found._nothing("files")
         if found.containers:
             found._check_first()
+            found = replace(found, points_away=found._points_away())
         return found
+
+    @property
+    def remote(self) -> bool:
+        """Whether pictures may come from far away, so that it pays to ask for many at once."""
+        return storage.is_s3(self.path) or self.manifest is not None or self.points_away
 
     def units(self, target: int) -> Iterator[Unit]:
         """All work units in the order of the listing, of about ``target`` images each; lazily."""
@@ -114,7 +119,11 @@ class Source:
         if not all(path.lower().endswith((*PARQUET_ENDINGS, ".csv")) for path in tables):
             tables = []
         if uri_column is None and tables and self.image_column == "image":
-            there = columns(tables[0])
+            try:
+                there = columns(tables[0])
+            except Exception as error:  # as in `_container`; `_check_first` says what is wrong with it
+                fault(error)
+                there = []
             uri_column = URI if URI in there and not {"image", "pixels"} & set(there) else None
         elif uri_column is not None and not tables:
             raise InputError(
@@ -157,7 +166,7 @@ class Source:
 
     def _check_first(self) -> None:
         """A mistake in a column's name or a path is the user's: better one line now than an error row a file."""
-        name, file = next((name, file) for name, file in self._files() if not _hidden(name))
+        name, file = self._first()
         found = list(islice(self._container(name, file, UNIT), 2))
         if found and found[0].kind == "broken":
             raise InputError(
@@ -172,6 +181,23 @@ class Source:
         if not found and (self.single or self.include) and next(self.units(UNIT), None) is None:
             raise self._nothing("images")
 
+    def _first(self) -> tuple[str, storage.FileInfo]:
+        return next((name, file) for name, file in self._files() if not _hidden(name))
+
+    def _points_away(self) -> bool:
+        name, file = self._first()
+        cell: Any = None
+        try:
+            if name.lower().endswith(".csv"):
+                _, cell = next(csv_rows(file.path, self.image_column, self.id_column), ("", ""))
+            elif name.lower().endswith(PARQUET_ENDINGS):
+                with open_parquet(file.path) as table:
+                    rows = table.iter_batches(batch_size=1, columns=[self.image_column])
+                    cell = next((cells(batch.column(0))[0] for batch in rows if batch.num_rows), None)
+        except Exception as error:  # as in `_container`
+            fault(error)
+        return isinstance(cell, str) and cell.startswith("s3://")
+
     def _container(self, name: str, file: storage.FileInfo, target: int) -> Iterator[Unit]:
         lower = name.lower()
         try:
@@ -183,18 +209,10 @@ class Source:
                 units = self._zip(name, file, target)
             else:
                 units = self._tar(name, file, target)
-        except (
-            pa.ArrowException,
-            OSError,
-            csv.Error,
-            UnicodeDecodeError,
-            zipfile.BadZipFile,
-            tarfile.TarError,
-            EOFError,
-        ) as error:
-            units = [broken(file.path, file, utf8(name), f"{type(error).__name__}: {error}"[:200])]
         except NoColumnError as error:
             units = [broken(file.path, file, utf8(name), str(error))]
+        except Exception as error:  # what reads an archive or a table may raise anything at all on hostile bytes
+            units = [broken(file.path, file, utf8(name), fault(error).detail)]
         yield from units
 
     def _parquet(self, name: str, file: storage.FileInfo, target: int) -> list[Unit]:
@@ -219,9 +237,18 @@ class Source:
         return units
 
     def _csv(self, name: str, file: storage.FileInfo, target: int) -> list[Unit]:
-        total = sum(1 for _ in csv_rows(file.path, self.image_column, self.id_column))
+        total = 0
+        rest: list[Unit] = []
+        try:
+            for _ in csv_rows(file.path, self.image_column, self.id_column):
+                total += 1
+        except csv.Error as error:
+            if not total:
+                raise
+            rest.append(broken(file.path, file, utf8(name), f"after row {total}: {error}"[:200]))
         length = max(target, total // SLICES)
-        return [Unit("csv", file.path, utf8(name), file.version, *span) for span in ranges(total, length)]
+        units = [Unit("csv", file.path, utf8(name), file.version, *span) for span in ranges(total, length)]
+        return units + rest
 
     def _zip(self, name: str, file: storage.FileInfo, target: int) -> list[Unit]:
         with storage.open_input(file.path) as data, zipfile.ZipFile(data) as archive:
@@ -230,15 +257,20 @@ class Source:
 
     def _tar(self, name: str, file: storage.FileInfo, target: int) -> list[Unit]:
         plain = name.lower().endswith(".tar")
-        with (
-            storage.open_input(file.path) as data,
-            tarfile.open(fileobj=data, mode="r:" if plain else "r|*") as archive,
-        ):
-            # Of two members of one name the later is the one that unpacking leaves.
-            members = {m.name: Item("", m.name, m.size, str(m.offset_data)) for m in archive if m.isreg()}
-        if plain:
-            return self._members("tar", name, file, list(members.values()), target)
-        return self._members("stream", name, file, list(members.values()), max(target, len(members) // SLICES))
+        members: dict[str, Item] = {}
+        rest: list[Unit] = []
+        try:
+            with open_tar(file.path) as archive:
+                for m in archive:
+                    if m.isreg():  # of two members of one name the later is the one that unpacking leaves
+                        members[m.name] = Item("", m.name, m.size, str(m.offset_data))
+        except Exception as error:  # as in `_container`; what stands before the damage can be read
+            why = fault(error).detail
+            if not members:
+                raise
+            rest.append(broken(file.path, file, utf8(name), f"after member {len(members)}: {why}"[:200]))
+        length = target if plain else max(target, len(members) // SLICES)
+        return self._members("tar" if plain else "stream", name, file, list(members.values()), length) + rest
 
     def _members(self, kind: Any, name: str, file: storage.FileInfo, members: list[Item], target: int) -> list[Unit]:
         prefix = "" if self.single else f"{utf8(name)}/"
@@ -267,21 +299,29 @@ class Source:
         import pandas as pd  # here alone: the actors, which load this module too, do without
 
         if self.manifest is not None:
-            ids = (item.id for item in self._named(self.manifest))
-            while batch := list(islice(ids, 65536)):
+            named = (item.id for item in self._named(self.manifest))
+            while batch := list(islice(named, 65536)):
                 yield pd.Series(batch, dtype="object")
             return
         for name, file in self._files():
-            lower = name.lower()
-            if _hidden(name) or not lower.endswith((*PARQUET_ENDINGS, ".csv")):
+            if _hidden(name) or not name.lower().endswith((*PARQUET_ENDINGS, ".csv")):
                 continue
-            if lower.endswith(".csv"):
-                found = [given for given, _ in csv_rows(file.path, self.image_column, self.id_column) if given]
-                yield pd.Series(found, dtype="object")
-                continue
-            with open_parquet(file.path) as table:
+            ids = self._table_ids(file.path)
+            while batch := list(islice(ids, 65536)):
+                yield pd.Series(batch, dtype="object")
+
+    def _table_ids(self, path: str) -> Iterator[str]:
+        """As far as the table can be read: what follows has no ids of its own, and will be rows in errors."""
+        try:
+            if path.lower().endswith(".csv"):
+                yield from (given for given, _ in csv_rows(path, self.image_column, self.id_column) if given)
+                return
+            with open_parquet(path) as table:
+                picture_column(table.schema_arrow, self.image_column, self.id_column)
                 for batch in table.iter_batches(batch_size=65536, columns=[self.id_column]):
-                    yield pd.Series([str(v) for v in batch.column(0).to_pylist() if v is not None], dtype="object")
+                    yield from (str(value) for value in cells(batch.column(0)) if value is not None)
+        except Exception as error:  # as in `_container`
+            fault(error)
 
 
 def _is_store(path: str) -> bool:

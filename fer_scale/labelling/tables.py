@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from fer_scale import storage
 from fer_scale.errors import InputError
+from fer_scale.faces.tables import MAX_CELL
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,11 +54,22 @@ def picture_column(schema: pa.Schema, image_column: str, id_column: str | None) 
     raise NoColumnError(f"column {image_column!r} is {kind}, not encoded pictures, pixel text or paths")
 
 
+def cells(column: pa.Array) -> list[Any]:
+    """The values; text that is no UTF-8 is written as `csv_rows` does."""
+    try:
+        values: list[Any] = column.to_pylist()
+    except UnicodeDecodeError:
+        raw = [value.as_buffer() for value in column]
+        values = [None if data is None else data.to_pybytes().decode(errors="backslashreplace") for data in raw]
+    return values
+
+
 def csv_rows(path: str, image_column: str, id_column: str | None) -> Iterator[tuple[str, str]]:
     """``(id or "", picture cell)`` of every row; fer2013.csv's ``pixels`` stands in for a column ``image``."""
-    csv.field_size_limit(64 * 2**20)
+    csv.field_size_limit(MAX_CELL)
     with storage.open_input(path) as data:
-        rows = csv.reader(io.TextIOWrapper(data, encoding="utf-8-sig", newline=""))
+        # A byte that is no UTF-8 is a flaw of its cell, not of the file.
+        rows = csv.reader(io.TextIOWrapper(data, encoding="utf-8-sig", errors="backslashreplace", newline=""))
         header = [cell.strip() for cell in next(rows, [])]
         if image_column not in header and image_column == "image" and "pixels" in header:
             image_column = "pixels"

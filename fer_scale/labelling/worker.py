@@ -5,7 +5,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import count
 from typing import Any, Protocol
 
@@ -29,7 +29,7 @@ from fer_scale.labelling.parts import (
     shown,
     unpacked,
 )
-from fer_scale.labelling.reading import Payload, Reader
+from fer_scale.labelling.reading import Held, Payload, Reader
 from fer_scale.labelling.tally import EXAMPLES, Failure, Tally
 from fer_scale.labelling.units import Unit
 from fer_scale.learning import drift
@@ -37,6 +37,9 @@ from fer_scale.learning.acceptance import Acceptance
 
 SHOWN = 8
 """Photographs of a unit, the first, among which the report's examples are."""
+
+AHEAD_BYTES = 2**28
+"""Of pictures out of tables and archives that wait for a thread or to be taken; of a unit."""
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -243,14 +246,19 @@ def _ahead(
     wanted: Iterator[tuple[str, Payload]],
     window: int,
 ) -> Iterator[tuple[str, Cut | ImageError]]:
-    """The work on each, in order, with at most ``window`` of them begun and not yet taken."""
-    begun: deque[Any] = deque()
+    """The work on each, in order, with at most ``window`` of them, or `AHEAD_BYTES`, begun and not yet taken."""
+    begun: deque[tuple[Future[tuple[str, Cut | ImageError]], int]] = deque()
+    held = 0
     for ident, payload in wanted:
-        begun.append(pool.submit(work, ident, payload))
-        if len(begun) >= window:
-            yield begun.popleft().result()
-    while begun:
-        yield begun.popleft().result()
+        size = len(payload.data) if isinstance(payload, Held) else 0
+        begun.append((pool.submit(work, ident, payload), size))
+        held += size
+        while len(begun) >= window or held > AHEAD_BYTES:
+            future, size = begun.popleft()
+            held -= size
+            yield future.result()
+    for future, _ in begun:
+        yield future.result()
 
 
 def _confidence(example: dict[str, Any]) -> float:

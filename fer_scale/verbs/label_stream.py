@@ -29,7 +29,7 @@ from fer_scale.labelling.units import Unit
 from fer_scale.labelling.worker import Answers, Worker
 from fer_scale.learning.acceptance import Acceptance
 from fer_scale.learning.cascade import Cascade
-from fer_scale.storage import CONNECTIONS, is_s3, limit_requests, write_bytes
+from fer_scale.storage import CONNECTIONS, limit_requests, write_bytes
 
 ACTOR_CPUS = 1
 LISTING_CPUS = 0
@@ -104,7 +104,7 @@ class Job:
         """That fetch and decode ahead in each actor; none where files are near and the network has the same core."""
         if self.gpu:
             return CONNECTIONS
-        return THREADS if is_s3(self.source.path) or self.source.manifest else 0
+        return THREADS if self.source.remote else 0
 
 
 class IncompleteError(RuntimeError):
