@@ -2,6 +2,7 @@
 
 import bisect
 import json
+import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
@@ -18,6 +19,8 @@ MOST_FORMER = 64
 would cost more than to label anew."""
 COMMIT_SECONDS = 2.0
 """Published units are entered at least this often while they come."""
+DELIVERY = re.compile(r"/\d{4}-\d\d-\d\dT\d\d-\d\dZ/manifest\.json$")
+"""Of S3 Inventory: each has a folder of its own, named by its time."""
 Entry = dict[str, Any]
 """What `fer_scale.labelling.worker.Worker.label` returns."""
 
@@ -50,6 +53,8 @@ def fix(out: str, settings: dict[str, Any], run_id: str, calib: dict[str, Any] |
 
     Raises:
         InputError: the run in ``out`` has another model, preprocessing or setting; both are named.
+
+    A later delivery of the same S3 Inventory is the same source; the manifest then names that one.
     """
     found = manifest(out)
     if found is None:
@@ -57,6 +62,9 @@ def fix(out: str, settings: dict[str, Any], run_id: str, calib: dict[str, Any] |
         storage.write_bytes(storage.join(out, "run.json"), json.dumps(found, indent=2).encode())
         return found
     compare(out, found, settings)
+    if found["settings"] != settings:  # another delivery, or settings that the run's beginning did not note yet
+        found["settings"] = settings
+        storage.write_bytes(storage.join(out, "run.json"), json.dumps(found, indent=2).encode())
     return found
 
 
@@ -68,12 +76,23 @@ def compare(out: str, found: dict[str, Any], settings: dict[str, Any]) -> None:
     """
     there = found["settings"]
     for name in settings:
+        if name == "source_kind" and name not in there:
+            continue  # of a run that was begun before kinds were noted
+        if name == "source" and _inventory(there.get(name, "")) == _inventory(settings[name]):
+            continue
         if there.get(name) != settings[name]:
             raise InputError(
                 f"{name} {settings[name]}, where the run in {out} has {name} {there.get(name)}",
                 "the same model, preprocessing and settings to go on with it",
-                "label into another folder, or pass --overwrite",
+                "take the file out of the source that makes it another kind, or label into another folder"
+                if name == "source_kind"
+                else "label into another folder, or pass --overwrite",
             )
+
+
+def _inventory(source: str) -> str:
+    """The source itself, or of a delivery of S3 Inventory what all of that inventory's have in common."""
+    return DELIVERY.sub("/manifest.json", source)
 
 
 class Ledger:

@@ -165,6 +165,26 @@ def test_tables_by_their_ids(session: None, bundle: Path, tmp_path: Path) -> Non
     assert set(rows(tmp_path / "out")) == {f"k{n}" for n in range(30)}
 
 
+def test_a_stray_file_among_tables_does_not_turn_them_into_pictures(
+    session: None, bundle: Path, tmp_path: Path
+) -> None:
+    root, out = tmp_path / "tables", tmp_path / "out"
+    root.mkdir()
+    pq.write_table(pa.table({"image": [noise(n) for n in range(20)]}), root / "a.parquet")
+    label(bundle, root, out, quiet=True)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    (root / "README.md").write_text("about these faces")
+    with pytest.raises(InputError, match=r"source_kind files, where the run in .* has source_kind tables; .*take the"):
+        label(bundle, root, out, quiet=True)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    (root / "README.md").unlink()
+    run = json.loads((out / "run.json").read_text())
+    del run["settings"]["source_kind"]
+    (out / "run.json").write_text(json.dumps(run))
+    assert label(bundle, root, out, quiet=True)["new"] == 0, "a run that was begun before kinds were noted goes on"
+    assert json.loads((out / "run.json").read_text())["settings"]["source_kind"] == "tables", "and notes it"
+
+
 def test_mistakes_are_said_and_nothing_is_written(session: None, bundle: Path, tmp_path: Path) -> None:
     root = faces(tmp_path / "faces", 2)
     for wrong, says in (

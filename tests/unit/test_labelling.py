@@ -31,7 +31,7 @@ from fer_scale.faces.images import Preprocessing
 from fer_scale.labelling import lease as leases
 from fer_scale.labelling import results
 from fer_scale.labelling.lease import Lease, LeaseLostError
-from fer_scale.labelling.ledger import Ledger, Plan, fix
+from fer_scale.labelling.ledger import Ledger, Plan, fix, manifest
 from fer_scale.labelling.reading import Payload, Reader
 from fer_scale.labelling.sources import Source
 from fer_scale.labelling.units import Item, Unit, ranges, stretches
@@ -351,6 +351,16 @@ def test_another_setting_is_refused_and_both_are_named(tmp_path: Path) -> None:
         fix(str(tmp_path), {"model_id": "two"}, "r")
 
 
+def test_a_later_delivery_of_one_inventory_is_the_same_source(tmp_path: Path) -> None:
+    first, later = (f"s3://lists/faces/daily/2026-01-0{day}T01-00Z/manifest.json" for day in (1, 2))
+    fix(str(tmp_path), {"source": first}, "r")
+    assert fix(str(tmp_path), {"source": later}, "r")["settings"] == {"source": later}
+    assert manifest(str(tmp_path))["settings"] == {"source": later}, "which certify reads"  # type: ignore[index]
+    for other in (later.replace("daily", "weekly"), "s3://lists/faces/daily", first.replace("manifest", "symlink")):
+        with pytest.raises(InputError, match="source s3.* has source s3"):
+            fix(str(tmp_path), {"source": other}, "r")
+
+
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(leases, "BEAT_SECONDS", 0.2)
@@ -571,7 +581,7 @@ def test_drift_is_told_in_summary_and_report(tmp_path: Path) -> None:
         label_all(Source.open(str(folder_of(out / "faces", pictures))), out / "run")
         settings = {"model_id": "m", "classes": Brightness.classes, "source": "", "engine": "onnx", "faces": None}
         settings |= {"preprocessing": {"size": 16, "channels": 1}, "preprocessing_version": 1}
-        manifest = fix(str(out / "run"), settings, "r", calib)
-        summary = results.publish(str(out / "run"), Ledger(str(out / "run")), manifest, 60)
+        run = fix(str(out / "run"), settings, "r", calib)
+        summary = results.publish(str(out / "run"), Ledger(str(out / "run")), run, 60)
         assert summary["drift"]["found"] is drifted
         assert ("are not drawn like" in (out / "run" / "report.html").read_text().replace("\n", " ")) is drifted
