@@ -1,21 +1,48 @@
 """What a labelling run would take, from a sample of its work units."""
 
 import heapq
+import math
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from fer_scale.labelling.lease import BEAT_SECONDS
 from fer_scale.labelling.ledger import COMMIT_SECONDS, Entry
+from fer_scale.labelling.tables import open_parquet
 from fer_scale.labelling.units import Unit
+from fer_scale.storage import is_s3
 
 SAMPLE_UNITS = 12
 """A worker: enough of them that one slow corner of a bucket does not decide."""
 COUNTS = ("errors", "no_face", "faces")
 SAMPLE_SECONDS = 30.0
 """After so long a worker begins no other unit of the sample."""
+
+
+OPENING = 3
+"""Requests to S3 that open a Parquet file: its size, and a footer in one read or two."""
+PIECE = 2**20
+"""Bytes of a column that are read at a time (`tables.open_parquet`)."""
+
+
+def table_requests(unit: Unit, columns: Collection[str]) -> int:
+    """Requests to S3 for a unit of Parquet, about: pyarrow makes them, and the client that counts others sees none."""
+    if unit.kind != "parquet" or not is_s3(unit.path):
+        return 0
+    with open_parquet(unit.path) as table:
+        groups = [table.metadata.row_group(at) for at in range(table.metadata.num_row_groups)]
+    requests, begin = OPENING, 0
+    for group in groups:
+        stop = begin + group.num_rows
+        if begin < unit.stop and unit.start < stop:
+            share = (min(stop, unit.stop) - begin) / group.num_rows  # a row group is read from its first row on
+            chunks = [group.column(at) for at in range(group.num_columns)]
+            sizes = [c.total_compressed_size for c in chunks if c.path_in_schema.partition(".")[0] in columns]
+            requests += sum(math.ceil(share * size / PIECE) for size in sizes)
+        begin = stop
+    return requests
 
 
 @dataclass
@@ -27,14 +54,20 @@ class Listed:
     """Images of each unit that is to be done."""
     sample: list[Unit] = field(default_factory=list)
     """In random order, for it may be cut short."""
+    tables: int = 0
+    """Parquet files in S3, each of which a listing opens."""
 
 
 def listed(matched: Iterable[tuple[Unit, bool]], size: int, seed: int) -> Listed:
     """Go through a listing; ``size`` units are kept (reservoir sampling, Vitter's algorithm R)."""
     draw = random.Random(seed)
     found = Listed()
+    table = ""
     for unit, to_do in matched:
         found.images += unit.size
+        if unit.kind == "parquet" and unit.path != table and is_s3(unit.path):
+            table = unit.path
+            found.tables += 1
         if not to_do:
             continue
         found.sizes.append(unit.size)
@@ -112,9 +145,10 @@ def estimate(
         "workers": workers,
         "memory_mib": round(workers * worker_mib + 2 * driver_mib),  # the process that lists is as large as the driver
         "memory_mib_per_worker": round(worker_mib),
-        "requests_get": round(images * gets / done),
+        # The driver and the task that hands out units each list once.
+        "requests_get": round(images * gets / done) + 2 * OPENING * found.tables,
         "requests_put": round(files + seconds / COMMIT_SECONDS + 2 * seconds / BEAT_SECONDS),
-        "requests_list": 2 * listing_requests,  # the driver and the task that hands out units each list once
+        "requests_list": 2 * listing_requests,
         "output_mib": round(images * sum(one.bytes for one in sample) / done / 2**20, 1),
     }
 

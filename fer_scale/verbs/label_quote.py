@@ -12,7 +12,17 @@ from fer_scale.cluster import Cluster, connected
 from fer_scale.console import progress, say
 from fer_scale.labelling import results
 from fer_scale.labelling.ledger import Ledger, Plan
-from fer_scale.labelling.quote import SAMPLE_SECONDS, SAMPLE_UNITS, Listed, Sampled, estimate, lines, listed, nothing
+from fer_scale.labelling.quote import (
+    SAMPLE_SECONDS,
+    SAMPLE_UNITS,
+    Listed,
+    Sampled,
+    estimate,
+    lines,
+    listed,
+    nothing,
+    table_requests,
+)
 from fer_scale.labelling.sources import Source
 from fer_scale.labelling.units import Unit
 from fer_scale.labelling.worker import Worker
@@ -101,11 +111,11 @@ class Sampler(Labeller):
         self._discard = Discard()
         self._counting = threading.Lock()
         self._first: float | None = None
-        self._requests = 0
+        self._requests = self._of_tables = 0
 
     def load(self) -> Worker:
         """A worker that publishes nothing."""
-        worker = worker_of(self.job, predictor_of(self.job), self._discard)
+        worker = worker_of(self.job, predictor_of(self.job), self._reader, self._discard)
         self._requests = storage.requests_made()
         return worker
 
@@ -117,10 +127,13 @@ class Sampler(Labeller):
         if began - self._first > SAMPLE_SECONDS:
             return {}
         entry = worker.label(unit, self.job.retry_errors)
+        source = self.job.source
+        of_table = table_requests(unit, (source.image_column, source.id_column or ""))
         with self._counting:
             files, size = self._discard.files, self._discard.bytes
             self._discard.files = self._discard.bytes = 0
-            requests = storage.requests_made() - self._requests
+            self._of_tables += of_table
+            requests = storage.requests_made() - self._requests + self._of_tables
         return {
             "sampled": {
                 "actor": f"{os.uname().nodename}-{os.getpid()}", "began": began, "ended": time.monotonic(),

@@ -1,8 +1,17 @@
 """What a run would take, reckoned from a sample."""
 
+import io
+import logging
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from fer_scale.labelling.quote import Listed, Sampled, estimate, listed, makespan, rates
+from fer_scale import storage
+from fer_scale.labelling.quote import Listed, Sampled, estimate, listed, makespan, rates, table_requests
+from fer_scale.labelling.reading import Reader
+from fer_scale.labelling.sources import Source
 from fer_scale.labelling.units import Item, Unit
 
 
@@ -29,6 +38,38 @@ def test_the_sample_is_random_and_finished_units_are_left_out() -> None:
     assert [each.key for each in listed(units, 40, seed=1).sample] == [each.key for each in found.sample]
 
 
+@pytest.mark.parametrize(("group", "ids"), [(1024, None), (1024, "id"), (128, None), (8192, None)])
+def test_requests_for_parquet_are_about_those_that_s3_gets(s3: str, group: int, ids: str | None) -> None:
+    noise = np.random.default_rng(0)
+    table = pa.table({"image": [noise.bytes(2500) for _ in range(8192)], "id": [str(n) for n in range(8192)]})
+    sink = io.BytesIO()
+    pq.write_table(table, sink, row_group_size=group)
+    storage.write_bytes(f"{s3}/faces/a.parquet", sink.getvalue())
+    source = Source.open(f"{s3}/faces", id_column=ids)
+    units = list(source.units(1024))
+    told = sum(table_requests(unit, ("image", ids or "")) for unit in units)
+    log = logging.getLogger("werkzeug")
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    before = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        for unit in units:
+            for _ in Reader("image", ids).read(unit):
+                pass
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before)
+    made = sum("a.parquet" in line for line in lines)
+    assert made >= 5 * len(units)
+    assert 0.75 * made <= told <= 1.25 * made
+    local = Unit("parquet", "/faces/a.parquet", "a.parquet", "v", 0, 10)
+    assert table_requests(local, ("image",)) == 0
+    assert listed([(unit, True) for unit in units], 4, 0).tables == 1
+
+
 def test_rates_are_of_an_actor_from_its_first_unit_to_its_last() -> None:
     assert rates([one("a", 5, 6), one("a", 5.5, 7), one("b", 1, 3)]) == [100.0, 50.0]
 
@@ -48,3 +89,5 @@ def test_an_estimate_scales_the_sample() -> None:
     assert told["requests_get"] == 10000
     assert told["requests_put"] == 40 * 2 + round(23 / 2 + 2 * 23 / 5)
     assert told["requests_list"] == 14
+    found.tables = 5
+    assert estimate(found, [one("a", 0, 1)], 2, 3.0, 100.0, 7)["requests_get"] == 2 * 3 * 5
