@@ -24,7 +24,9 @@ SAMPLE_SECONDS = 30.0
 OPENING = 3
 """Requests to S3 that open a Parquet file: its size, and a footer in one read or two."""
 PIECE = 2**20
-"""Bytes of a column that are read at a time (`tables.open_parquet`)."""
+"""Bytes that are read ahead (`tables.open_parquet`); a column's page that is larger takes two reads."""
+PAGE_ROWS = 1024
+"""Rows after which a writer looks whether a page has reached a MiB: pyarrow's default."""
 
 
 def table_requests(unit: Unit, columns: Collection[str]) -> int:
@@ -40,9 +42,14 @@ def table_requests(unit: Unit, columns: Collection[str]) -> int:
             share = (min(stop, unit.stop) - begin) / group.num_rows  # a row group is read from its first row on
             chunks = [group.column(at) for at in range(group.num_columns)]
             sizes = [c.total_compressed_size for c in chunks if c.path_in_schema.partition(".")[0] in columns]
-            requests += sum(math.ceil(share * size / PIECE) for size in sizes)
+            requests += sum(_reads(size, share, group.num_rows) for size in sizes)
         begin = stop
     return requests
+
+
+def _reads(size: int, share: float, rows: int) -> int:
+    """Of a column in a row group, from its beginning on: one where it is small, else a dictionary's and the pages'."""
+    return 1 if size <= PIECE else 1 + 2 * math.ceil(share * size / max(PIECE, PAGE_ROWS * size / rows))
 
 
 @dataclass
