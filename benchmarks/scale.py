@@ -101,7 +101,7 @@ class SleepingLabeller(Labeller):
             time.sleep(LATENCY)
             write_bytes(path, data)
 
-        return worker_of(self.job, Sleeping(), write=slowly)
+        return worker_of(self.job, Sleeping(), self._reader, slowly)
 
     def told(self, worker: Worker, unit: Unit) -> dict[str, Any]:
         time.sleep(LATENCY)
@@ -112,7 +112,7 @@ class IdleLabeller(Labeller):
     """An actor whose work costs nothing."""
 
     def load(self) -> Worker:
-        return worker_of(self.job, Sleeping())
+        return worker_of(self.job, Sleeping(), self._reader)
 
     def told(self, worker: Worker, unit: Unit) -> dict[str, Any]:
         return {"entry": {"key": unit.key}}
@@ -291,7 +291,7 @@ def merging(out: str, template: dict[str, Any], units: int = 200) -> int:
     entries = [{**template, "key": f"{n:032x}", "part": f"{n:032x}"} for n in range(units)]
     for entry in entries:
         write_bytes(part_path(out, "labels", entry["part"]), part)
-    seconds, _ = timed(partial(settle_view, out, ["labels"], entries))
+    seconds, _ = timed(partial(settle_view, out, ["labels"], entries, {}))
     return round(units * UNIT / seconds)
 
 

@@ -3,8 +3,10 @@
 import errno
 import json
 import os
+import random
 import secrets
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,6 +22,8 @@ from fer_scale import _s3, _s3_reading
 from fer_scale.errors import InputError, MissingPathError
 
 PathLike = str | os.PathLike[str]
+CREATE_TRIES = 20
+"""Of a conditional put that S3 asks to repeat, a quarter of a second later."""
 
 
 @dataclass(frozen=True)
@@ -258,7 +262,10 @@ def _written_beside(path: str, data: bytes) -> Iterator[str]:
 
 
 def create_bytes(path: PathLike, data: bytes) -> bool:
-    """Write the file only if there is none; of several that try at once exactly one gets True."""
+    """Write the file only if there is none; of several that try at once exactly one gets True.
+
+    As long as ``data`` is the writer's own: in S3 a write of which the answer was lost is told from another's by it.
+    """
     path = normal(path)
     with translated(path):
         if not path.startswith(_s3.SCHEME):
@@ -269,17 +276,28 @@ def create_bytes(path: PathLike, data: bytes) -> bool:
                     return False
             return True
         bucket, key = _s3.split(path)
-        while True:
+        for _ in range(CREATE_TRIES):
             try:
                 _s3.client().put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
             except ClientError as error:
                 code = error.response.get("Error", {}).get("Code")
                 if code == "PreconditionFailed":
-                    return False
-                if code != "ConditionalRequestConflict":  # S3 asks to try again when two writes meet
+                    return _holds(path, data)
+                if code != "ConditionalRequestConflict":
                     raise
+                time.sleep(random.uniform(0.05, 0.5))  # S3 asks to try again when two writes meet
             else:
                 return True
+    raise InputError(f"S3 keeps refusing to write {path} (a conflict with other writes)", "a path that nobody else "
+                     "writes", "run the same command again later")  # fmt: skip
+
+
+def _holds(path: str, data: bytes) -> bool:
+    """The client repeats a put whose answer was lost, and is then refused for what it wrote itself."""
+    try:
+        return read_bytes(path) == data
+    except MissingPathError:
+        return False
 
 
 def delete(path: PathLike) -> None:

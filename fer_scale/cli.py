@@ -212,7 +212,9 @@ def label(
         float | None, typer.Option(help="Accept labels of which at most this share is wrong, as 0.05.")
     ] = None,
     first: Annotated[str | None, typer.Option(help="Bundle of a smaller model, asked first.", metavar="BUNDLE")] = None,
-    tolerance: Annotated[float, typer.Option(help="Accuracy that --first may cost.")] = 0.005,
+    tolerance: Annotated[
+        float | None, typer.Option(help="Accuracy that --first may cost.", show_default="0.005 with --first")
+    ] = None,
     retry_errors: Annotated[
         bool, typer.Option("--retry-errors", help="Try once more what stands in the errors table.")
     ] = False,

@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,8 @@ from fer_scale import storage
 from fer_scale.errors import InputError
 from fer_scale.faces.detection import Face, square
 from fer_scale.faces.images import ImageError, decode
-from fer_scale.labelling.ledger import Ledger
+from fer_scale.labelling.ledger import Ledger, Plan
+from fer_scale.labelling.parts import notes_path, unpacked
 from fer_scale.labelling.reading import Reader
 from fer_scale.labelling.results import labels_version
 from fer_scale.labelling.sources import Source
@@ -78,14 +79,23 @@ def _batches(folder: str) -> Iterator[pd.DataFrame]:
                 yield batch.to_pandas()
 
 
-def pictures(source: Source, unit_images: int, rows: pd.DataFrame) -> dict[tuple[str, int], str]:
-    """What each row is about, read again from the source, as data URIs by id and face; what is gone is left out."""
+def pictures(
+    out: str, ledger: Ledger, source: Source, unit_images: int, rows: pd.DataFrame
+) -> dict[tuple[str, int], str]:
+    """What each row is about, read again from the source, as data URIs by id and face.
+
+    What is gone is left out, and what has changed since it was labelled: that label was given to another picture.
+    """
     reader, found = Reader(source.image_column, source.id_column), {}
     wanted: dict[str, list[dict[Hashable, Any]]] = {}
     for row in rows.to_dict("records"):
         wanted.setdefault(row["id"], []).append(row)
-    for unit in source.units(unit_images):
-        for ident, payload in reader.read(_only(unit, set(wanted))):
+    plan = Plan(ledger.entries, {entry["part"] for entry in ledger.entries.values()})
+    for unit, changed in plan.match(source.units(unit_images)):
+        if changed:
+            unit = _unchanged(out, unit)
+        unit = _only(unit, source, wanted.keys())
+        for ident, payload in reader.read(unit) if unit.size else ():
             if ident in wanted:
                 try:
                     image = decode(payload())
@@ -103,10 +113,26 @@ def _face(image: Image.Image, box: dict[str, int]) -> Image.Image:
     return square(image, Face(**box, score=1.0), MARGIN)
 
 
-def _only(unit: Unit, ids: set[str]) -> Unit:
-    """The unit without members that nobody wants, so that they are not read."""
-    items = tuple(item for item in unit.items if item.id in ids)
-    return replace(unit, items=items) if unit.items else unit
+def _unchanged(out: str, unit: Unit) -> Unit:
+    """Of a unit that the ledger does not have, those files that were labelled, as they are now, in another."""
+    notes = (storage.read_json(notes_path(out, part)) for part in unit.former)
+    labelled = {stamp for each in notes for stamp in unpacked(each["stamps"])}
+    items = tuple(item for item in unit.items if item.stamp() in labelled) if unit.kind == "files" else ()
+    return replace(unit, start=0, stop=len(items), items=items)
+
+
+def _only(unit: Unit, source: Source, ids: Set[str]) -> Unit:
+    """The unit without what nobody wants, so that it is not read: members, or rows of Parquet before and behind."""
+    if unit.kind == "csv":
+        return unit
+    if unit.kind != "parquet":
+        items = tuple(item for item in unit.items if item.id in ids)
+        return replace(unit, start=0, stop=len(items), items=items)
+    named: Iterable[str] = (f"{unit.name}#{at}" for at in range(unit.start, unit.stop))
+    if source.id_column:
+        named = (ident for ident, _ in Reader(source.id_column, source.id_column).read(unit))  # no other column is read
+    rows = [at for at, ident in enumerate(named, unit.start) if ident in ids]
+    return replace(unit, start=rows[0], stop=rows[-1] + 1) if rows else replace(unit, stop=unit.start)
 
 
 def save(out: str, sample: Sample, facts: dict[str, Any]) -> None:

@@ -47,6 +47,8 @@ class Lease:
         }
         self._beats = 0
         self._lost = False
+        self._seen = 0.0
+        """When the lease was last seen to be ours, by this machine's clock."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
 
@@ -59,6 +61,7 @@ class Lease:
             time.sleep(1.0)  # another that waited as well may just have done the same
             if not self._is_mine():
                 raise self._refusal(self._read() or {})
+        self._seen = time.time()
         self._thread.start()
         return self
 
@@ -73,17 +76,21 @@ class Lease:
     def check(self) -> None:
         """Go on only while the lease is ours.
 
+        Where the thread has not seen to that lately, as after the process was suspended, it is looked at here.
+
         Raises:
             LeaseLostError: another run has it.
         """
+        if not self._lost and abs(time.time() - self._seen) > 2 * BEAT_SECONDS:  # unlike others, this clock never rests
+            self._look()
         if self._lost:
             raise LeaseLostError(f"another run has taken over {self._where}; this one has stopped")
 
     def _renew(self) -> None:
         while not self._stop.wait(BEAT_SECONDS):
             try:
-                if not self._is_mine():
-                    self._lost = True
+                self._look()
+                if self._lost:
                     return
                 self._beats += 1
                 storage.write_bytes(self._path, self._text())
@@ -102,6 +109,13 @@ class Lease:
         except MissingPathError:
             return None
         return values
+
+    def _look(self) -> None:
+        began = time.time()
+        if self._is_mine():
+            self._seen = began
+        else:
+            self._lost = True
 
     def _is_mine(self) -> bool:
         found = self._read()

@@ -2,7 +2,9 @@
 
 import bisect
 import json
-from collections.abc import Iterable, Iterator
+import re
+import secrets
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 from typing import Any
@@ -18,6 +20,9 @@ MOST_FORMER = 64
 would cost more than to label anew."""
 COMMIT_SECONDS = 2.0
 """Published units are entered at least this often while they come."""
+DELIVERY = re.compile(r"/\d{4}-\d\d-\d\dT\d\d-\d\dZ/manifest\.json$")
+"""Of S3 Inventory: each has a folder of its own, named by its time."""
+TAKEN = "another run has taken over this output; this one has stopped"
 Entry = dict[str, Any]
 """What `fer_scale.labelling.worker.Worker.label` returns."""
 
@@ -50,6 +55,8 @@ def fix(out: str, settings: dict[str, Any], run_id: str, calib: dict[str, Any] |
 
     Raises:
         InputError: the run in ``out`` has another model, preprocessing or setting; both are named.
+
+    A later delivery of the same S3 Inventory is the same source; the manifest then names that one.
     """
     found = manifest(out)
     if found is None:
@@ -57,6 +64,9 @@ def fix(out: str, settings: dict[str, Any], run_id: str, calib: dict[str, Any] |
         storage.write_bytes(storage.join(out, "run.json"), json.dumps(found, indent=2).encode())
         return found
     compare(out, found, settings)
+    if found["settings"] != settings:  # another delivery, or settings that the run's beginning did not note yet
+        found["settings"] = settings
+        storage.write_bytes(storage.join(out, "run.json"), json.dumps(found, indent=2).encode())
     return found
 
 
@@ -68,23 +78,56 @@ def compare(out: str, found: dict[str, Any], settings: dict[str, Any]) -> None:
     """
     there = found["settings"]
     for name in settings:
+        if name == "source_kind" and name not in there:
+            continue  # of a run that was begun before kinds were noted
+        if name == "source" and _inventory(there.get(name, "")) == _inventory(settings[name]):
+            continue
         if there.get(name) != settings[name]:
             raise InputError(
                 f"{name} {settings[name]}, where the run in {out} has {name} {there.get(name)}",
                 "the same model, preprocessing and settings to go on with it",
-                "label into another folder, or pass --overwrite",
+                "take the file out of the source that makes it another kind, or label into another folder"
+                if name == "source_kind"
+                else "label into another folder, or pass --overwrite",
             )
+
+
+def _inventory(source: str) -> str:
+    """The source itself, or of a delivery of S3 Inventory what all of that inventory's have in common."""
+    return DELIVERY.sub("/manifest.json", source)
+
+
+def model_id(run: dict[str, Any]) -> str:
+    """Of the labels of a run, whose manifest is given: of a cascade both networks' (`cascaded.Cascaded`)."""
+    settings = run["settings"]
+    cascade = settings.get("cascade")
+    if not cascade or cascade["threshold"] is None:
+        return str(settings["model_id"])
+    return f"{cascade['first_model_id']}+{settings['model_id']}"
+
+
+def origin(run: dict[str, Any]) -> dict[str, str]:
+    """What made the labels, for whoever finds one of their files alone."""
+    version = str(run["settings"]["preprocessing_version"])
+    return {"model_id": model_id(run), "preprocessing_version": version, "run_id": run["run_id"]}
 
 
 class Ledger:
     """The finished units of an output, in segments that are written once and never changed.
 
     A segment holds lines of JSON: first what the run spent on it, then its units. One that starts anew
-    (``"base"``) makes those before it void. Segments are numbered, and a number is given once: a run that
-    lost its lease without noticing cannot write another.
+    (``"base"``) makes those before it void, and they are deleted. Segments are numbered: a run that lost its lease
+    without noticing meets the number that it is to write; where that one was deleted, what it writes is void, and it
+    finds a higher number before it deletes anything.
+
+    Args:
+        check: is called before anything is written or deleted; raises `LeaseLostError` where another run has taken
+            over.
     """
 
-    def __init__(self, out: str) -> None:
+    def __init__(self, out: str, check: Callable[[], None] = lambda: None) -> None:
+        self.check = check
+        self._writer = secrets.token_hex(8)
         self._folder = storage.join(out, "ledger", "segments")
         self.entries: dict[str, Entry] = {}
         """Key of the unit to its entry."""
@@ -102,14 +145,14 @@ class Ledger:
         files: list[storage.FileInfo] = []
         for file in storage.list_files(self._folder):
             # One that begins with a dot is what a run that was killed had not yet published.
-            (self._unfinished if storage.name(file.path).startswith(".") else files).append(file)
+            (files if _number(file) else self._unfinished).append(file)
         with ThreadPoolExecutor(16) as pool:
             texts = list(pool.map(lambda file: storage.read_bytes(file.path), files))
         for file, text in zip(files, texts, strict=True):
             head, *lines = (json.loads(line) for line in text.splitlines())
             if head["base"]:
                 self.entries, self.seconds, self.labelled_images = {}, 0.0, 0
-            self._numbers.append(int(storage.name(file.path).partition(".")[0]))
+            self._numbers.append(_number(file))
             self.seconds += head["seconds"]
             self.labelled_images += head["images"]
             self.entries.update((entry["key"], entry) for entry in lines)
@@ -130,7 +173,14 @@ class Ledger:
         self.labelled_images += images
 
     def keep(self, keys: Iterable[str]) -> None:
-        """Forget all units but these, and gather the rest in one segment."""
+        """Forget all units but these, and gather the rest in one segment.
+
+        Raises:
+            LeaseLostError: another run has written meanwhile.
+        """
+        self.check()
+        if self._numbers and max(map(_number, storage.list_files(self._folder))) != self._numbers[-1]:
+            raise LeaseLostError(TAKEN)
         while self._unfinished:
             storage.delete(self._unfinished.pop().path)
         kept = {key: self.entries[key] for key in keys}
@@ -147,11 +197,19 @@ class Ledger:
         return storage.join(self._folder, f"{number:012d}.jsonl")
 
     def _write(self, head: dict[str, Any], entries: list[Entry]) -> None:
+        self.check()
         number = max(self._numbers, default=0) + 1
+        head = {**head, "writer": self._writer}  # so that no two runs write the same bytes
         text = "\n".join(json.dumps(line, separators=(",", ":")) for line in (head, *entries))
         if not storage.create_bytes(self._segment(number), text.encode()):
-            raise LeaseLostError("another run has taken over this output; this one has stopped")
+            raise LeaseLostError(TAKEN)
         self._numbers.append(number)
+
+
+def _number(file: storage.FileInfo) -> int:
+    """Of a segment; 0 of what a run has not yet published, whose name begins with a dot."""
+    digits = storage.name(file.path).partition(".")[0]
+    return int(digits) if digits else 0
 
 
 class Plan:

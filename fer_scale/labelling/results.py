@@ -10,7 +10,8 @@ from typing import Any
 
 from fer_scale import figures, report, storage
 from fer_scale.errors import FerScaleError
-from fer_scale.labelling.ledger import Entry, Ledger
+from fer_scale.labelling import suspects
+from fer_scale.labelling.ledger import Entry, Ledger, model_id, origin
 from fer_scale.labelling.merging import paths, settle_view
 from fer_scale.labelling.parts import notes_path
 from fer_scale.learning import drift
@@ -32,22 +33,28 @@ def parts(out: str, kind: str = "labels") -> set[str]:
     return {storage.name(path).rpartition(".")[0] for path in paths(storage.join(out, "ledger", kind))}
 
 
-def settle(out: str, ledger: Ledger, current: Iterable[str], detecting: bool = False) -> None:
+def settle(out: str, ledger: Ledger, current: Iterable[str], run: dict[str, Any]) -> None:
     """Leave exactly what the current listing has: the ledger first, then the view, then void parts.
 
     Args:
         current: keys of all units of the source as it was listed now.
-        detecting: whether faces are detected, so that there may be images without one.
+        run: the manifest.
+
+    Raises:
+        LeaseLostError: another run has taken over; nothing was written or deleted since.
     """
     ledger.keep(current)
     entries = ledger.entries.values()
-    kinds = ["labels", "errors", *(["no_face"] if detecting else [])]
-    settle_view(out, kinds, entries)
+    kinds = ["labels", "errors", *(["no_face"] if run["settings"]["faces"] else [])]
+    settle_view(out, kinds, entries, origin(run), ledger.check)
     named = {entry["part"] for entry in entries}
+    ledger.check()
+    storage.delete(storage.join(out, "ledger", suspects.FOLDER))
     for kind in (*kinds, "units"):
         keep = {entry["part"] for entry in entries if entry[kind]} if kind in ("errors", "no_face") else named
         for path in paths(storage.join(out, "ledger", kind)):
             if storage.name(path).rpartition(".")[0] not in keep:
+                ledger.check()
                 storage.delete(path)
 
 
@@ -90,7 +97,7 @@ def summarise(ledger: Ledger, run: dict[str, Any], new: int, certificate: dict[s
         "new": new,
         "images_per_second": round(ledger.labelled_images / max(ledger.seconds, 1e-3), 2),
         "seconds": round(ledger.seconds, 3),
-        "model_id": run["settings"]["model_id"],
+        "model_id": model_id(run),
         "run_id": run["run_id"],
         "labels": dict(_added(entries, "shares")),
         "reasons": dict(_added(entries, "reasons")),
@@ -126,9 +133,12 @@ def _added(entries: list[Entry], name: str) -> Counter[str]:
 
 def publish(out: str, ledger: Ledger, run: dict[str, Any], new: int) -> dict[str, Any]:
     """Write ``report.html``, then ``summary.json``, which says that all is complete; gives the summary."""
+    ledger.check()
     summary = summarise(ledger, run, new, _certified(out, ledger))
-    storage.write_bytes(storage.join(out, "report.html"), _report(out, ledger, run, summary).encode())
-    storage.write_bytes(storage.join(out, "summary.json"), (json.dumps(summary, indent=2) + "\n").encode())
+    page = _report(out, ledger, run, summary).encode()
+    for name, data in (("report.html", page), ("summary.json", (json.dumps(summary, indent=2) + "\n").encode())):
+        ledger.check()
+        storage.write_bytes(storage.join(out, name), data)
     return summary
 
 

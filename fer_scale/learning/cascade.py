@@ -104,8 +104,9 @@ def cascade(first: Bundle, second: Bundle, tolerance: float, promising: bool) ->
                     int((loss[kept] > 0).sum()), int((loss[kept] < 0).sum()))  # fmt: skip
     if threshold is None:
         warn(f"no confidence of {first.model_id} keeps the accuracy within {tolerance:g}: --first is not used")
-        return found, second
-    stands = (confidence >= np.float32(threshold))[:, None]
+        if not promising:
+            return found, second
+    stands = (confidence >= np.float32(np.inf if threshold is None else threshold))[:, None]
     rows = both[["split", "id", "label"]].assign(
         **{f"prob_{name}": each for name, each in zip(second.classes, np.where(stands, *answers).T, strict=True)}
     )

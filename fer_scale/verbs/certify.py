@@ -60,10 +60,11 @@ def certify(
         raise InputError(f"{out}", "a labelling run that has ended (with a summary.json)", "run fer-scale label first")
     if sample < 1:
         raise InputError(f"sample={sample}", "1 label or more", "ask for 200, say")
-    with Lease(out, manifest["run_id"]):
+    with Lease(out, manifest["run_id"]) as lease:
+        entries = Ledger(out, lease.check)
         if answers is None:
-            return _draw(out, manifest, sample, overwrite, seed)
-        return _measure(out, manifest, storage.read_bytes(answers))
+            return _draw(out, manifest, entries, sample, overwrite, seed)
+        return _measure(out, manifest, entries, storage.read_bytes(answers))
 
 
 def _words(manifest: dict[str, Any]) -> list[str]:
@@ -72,7 +73,7 @@ def _words(manifest: dict[str, Any]) -> list[str]:
     return [*classes, *([] if OTHER in classes else [OTHER])]
 
 
-def _draw(out: str, manifest: dict[str, Any], size: int, overwrite: bool, seed: int) -> dict[str, Any]:
+def _draw(out: str, manifest: dict[str, Any], entries: Ledger, size: int, overwrite: bool, seed: int) -> dict[str, Any]:
     paths = {name: storage.join(out, FOLDER, name) for name in ("sheet.html", "answers.csv")}
     if storage.exists(paths["answers.csv"]) and not overwrite:
         raise InputError(
@@ -80,19 +81,19 @@ def _draw(out: str, manifest: dict[str, Any], size: int, overwrite: bool, seed: 
             f"give them: fer-scale certify {out} --answers {paths['answers.csv']}",
         )  # fmt: skip
     settings = manifest["settings"]
-    sample = certification.draw(out, Ledger(out), size, seed)
+    sample = certification.draw(out, entries, size, seed)
     if len(sample.rows) < size:
         say(f"the run has {sample.population} such labels: all of them are in the sample")
     named = {name: settings[name] for name in ("image_column", "id_column", "include", "uri_column")}
     source = Source.open(settings["source"], **named)
-    found = certification.pictures(source, settings["unit_images"], sample.rows)
+    found = certification.pictures(out, entries, source, settings["unit_images"], sample.rows)
     keys = [(row["id"], row["face"]) for row in sample.rows[["id", "face"]].to_dict("records")]
     gone = [ident for ident, face in keys if (ident, face) not in found]
     if gone:
         raise InputError(
-            f"{len(gone)} labelled pictures that {settings['source']} no longer has, {gone[0]} for one",
-            "pictures that can be looked at",
-            "run the same fer-scale label command, which drops them, and draw again",
+            f"{len(gone)} labelled pictures that {settings['source']} no longer has as they were, {gone[0]} for one",
+            "the pictures that were labelled",
+            "run the same fer-scale label command, which drops or labels them anew, and draw again",
         )
     page = report.render(
         "certify.html.j2",
@@ -113,10 +114,9 @@ def _draw(out: str, manifest: dict[str, Any], size: int, overwrite: bool, seed: 
             "sample": len(sample.rows), "population": sample.population}  # fmt: skip
 
 
-def _measure(out: str, manifest: dict[str, Any], text: bytes) -> dict[str, Any]:
+def _measure(out: str, manifest: dict[str, Any], entries: Ledger, text: bytes) -> dict[str, Any]:
     sample, facts = certification.load(out)
     certificate = _certificate(sample, manifest, text) | {"seed": facts["seed"]}
-    entries = Ledger(out)
     if sample.version != results.labels_version(entries):
         warn("labels were added or changed since the sample was drawn; the certificate is about those before")
     path = storage.join(out, results.CERTIFICATE)
@@ -149,7 +149,7 @@ def _certificate(sample: Sample, manifest: dict[str, Any], text: bytes) -> dict[
         "of": "all" if promised is None else "accepted",
         "max_error": promised,
         "kept": kept,
-        "model_id": manifest["settings"]["model_id"],
+        "model_id": ledger.model_id(manifest),
         "run_id": manifest["run_id"],
         "labels_version": sample.version,
         "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),

@@ -37,6 +37,8 @@ OURS = (
     "certificate",
     "certificate.json",
 )
+TOLERANCE = 0.005
+"""Accuracy that a first model may cost where nothing else is asked."""
 FacesName = Literal["crop", "detect"]
 
 
@@ -55,7 +57,7 @@ def label(
     requests_per_second: float | None = None,
     max_error: float | None = None,
     first: PathLike | None = None,
-    tolerance: float = 0.005,
+    tolerance: float | None = None,
     retry_errors: bool = False,
     dry_run: bool = False,
     price_per_hour: float | None = None,
@@ -85,7 +87,8 @@ def label(
         max_error: the largest share of errors among accepted labels, as 0.05: adds the column ``accepted``, by a
             threshold that the bundle's calib rows prove with 95 % confidence (`learning.acceptance`).
         first: the bundle of a smaller model: ``bundle`` is only asked where that one is not sure.
-        tolerance: the accuracy that ``first`` may cost, with 95 % confidence, proven on calib (`learning.cascade`).
+        tolerance: the accuracy that ``first`` may cost, with 95 % confidence, proven on calib (`learning.cascade`);
+            without it 0.005.
         retry_errors: try the images again that ended as errors.
         dry_run: label a sample of what is left to do, write nothing, and say what the whole would take.
         price_per_hour: of the whole cluster, in any currency: a dry run says what the run would cost.
@@ -114,6 +117,8 @@ def label(
         raise InputError(f"workers={workers}", "1 or more", "leave --workers out to use the whole cluster")
     if requests_per_second is not None and not requests_per_second > 0:
         raise InputError(f"requests_per_second={requests_per_second:g}", "more than 0", "leave it out for no limit")
+    if tolerance is not None and first is None:
+        raise InputError(f"tolerance={tolerance:g} without first", "the model that it is about", "add --first BUNDLE")
     if engine not in ("auto", "onnx", "torch"):
         raise InputError(f"engine {engine!r}", "auto, onnx or torch", "name one of them")
     if faces not in ("crop", "detect"):
@@ -125,7 +130,7 @@ def label(
     settings["faces"] = asdict(Detection(weights=mtcnn.release())) if faces == "detect" else None
     known: Known = model
     if first is not None:
-        first = storage.normal(first)
+        first, tolerance = storage.normal(first), TOLERANCE if tolerance is None else tolerance
         proven, known = cascade(Bundle.load(first), model, tolerance, max_error is not None)
         settings.update(first=proven.first_model_id, tolerance=tolerance, cascade=asdict(proven))
     else:
@@ -177,6 +182,7 @@ def _settings(model: Bundle, source: Source, engine: EngineName, run: dict[str, 
         "preprocessing_version": PREPROCESSING_VERSION,
         "engine": engine,
         "source": source.path,
+        "source_kind": "manifest" if source.manifest else "tables" if source.containers else "files",
         "image_column": source.image_column,
         "id_column": source.id_column,
         "uri_column": source.manifest.uri_column if source.manifest else None,

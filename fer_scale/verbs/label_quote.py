@@ -105,7 +105,7 @@ class Sampler(Labeller):
 
     def load(self) -> Worker:
         """A worker that publishes nothing."""
-        worker = worker_of(self.job, predictor_of(self.job), self._discard)
+        worker = worker_of(self.job, predictor_of(self.job), self._reader, self._discard)
         self._requests = storage.requests_made()
         return worker
 

@@ -25,6 +25,7 @@ from fer_scale.faces.detection import Detection, Detector
 from fer_scale.labelling.ledger import Entry, Plan
 from fer_scale.labelling.reading import Reader
 from fer_scale.labelling.sources import Source
+from fer_scale.labelling.suspects import SparingReader, noted
 from fer_scale.labelling.units import Unit
 from fer_scale.labelling.worker import Answers, Worker
 from fer_scale.learning.acceptance import Acceptance
@@ -37,7 +38,7 @@ LISTING_CPUS = 0
 UNITS_AT_ONCE = 2
 """Units that an actor which fetches ahead has in hand: one is inferred while the other is fetched or published."""
 RESTARTS = 10
-"""Of an actor in a run. A machine is lost now and then; a picture that kills its actor does so every time."""
+"""Of an actor in a run. A machine is lost now and then; a picture that kills takes four (`labelling.suspects`)."""
 THREADS = 32
 """That fetch and decode ahead for an actor without a GPU: a thousand images a second where a get takes 30 ms."""
 SEEN_AT_ONCE = 1000
@@ -250,7 +251,11 @@ class Labeller:
         self.job = job
         self._worker: Worker | None = None
         self._predictor: Answers | None = None
+        self._reader = SparingReader(job.source.image_column, job.source.id_column)
         self._loading = threading.Lock()
+        self._alone = threading.Lock()
+        # What its predecessor died of is among what comes first.
+        self._to_note = 2 * UNITS_AT_ONCE if ray.get_runtime_context().was_current_actor_reconstructed else 0
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """``unit`` and ``message`` ``[1]`` to ``message`` ``[1]``."""
@@ -270,10 +275,17 @@ class Labeller:
     def load(self) -> Worker:
         """What labels in this actor."""
         self._predictor = predictor_of(self.job)
-        return worker_of(self.job, self._predictor)
+        return worker_of(self.job, self._predictor, self._reader)
 
     def told(self, worker: Worker, unit: Unit) -> dict[str, Any]:
         """Label the unit; gives the message for the driver."""
+        if self._to_note <= 0 or self._predictor is None:
+            return self._labelled(worker, unit)
+        self._to_note -= 1
+        with self._alone, noted(self.job.out, unit, self._reader, self._predictor, self.job.detection):
+            return self._labelled(worker, unit)
+
+    def _labelled(self, worker: Worker, unit: Unit) -> dict[str, Any]:
         counted = getattr(self._predictor, "counted", None)  # of a cascade: who answered, in this thread
         if counted is None:
             return {"entry": worker.label(unit, self.job.retry_errors)}
@@ -305,11 +317,12 @@ def predictor_of(job: Job) -> Answers:
     return Cascaded(load(job.first, job.cascade.first_model_id), second, job.cascade.threshold)
 
 
-def worker_of(job: Job, predictor: Answers, write: Callable[[str, bytes], None] = write_bytes) -> Worker:
+def worker_of(
+    job: Job, predictor: Answers, reader: Reader, write: Callable[[str, bytes], None] = write_bytes
+) -> Worker:
     """What labels with a predictor; ``write`` publishes."""
     if job.requests_per_second is not None:
         limit_requests(job.requests_per_second / job.workers)
-    reader = Reader(job.source.image_column, job.source.id_column)
     batch = 1024 if job.gpu else 128
     detector = Detector(job.detection) if job.detection else None
     return Worker(

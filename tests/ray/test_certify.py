@@ -95,9 +95,17 @@ def test_from_the_sheet_to_the_certificate(session: None, tmp_path: Path) -> Non
     (root / "new.png").write_bytes(picture(100))
     assert label(bundle, root, out, quiet=True)["certificate"]["current"] is False
     assert "it is about those before" in (out / "report.html").read_text()
+    other = rows["id"][1]
+    (root / other).write_bytes(picture(101))
+    with pytest.raises(InputError, match=rf"1 labelled pictures that .* no longer has as they were, {other} for one"):
+        certify(out, sample=61, seed=3, overwrite=True, quiet=True)
+    label(bundle, root, out, quiet=True)
+    (root / "newer.png").write_bytes(picture(102))  # which changes the unit around it
+    assert certify(out, sample=61, seed=3, overwrite=True, quiet=True)["sample"] == 61
+    (root / "newer.png").unlink()
     lost = rows["id"][0]
     (root / lost).unlink()
-    with pytest.raises(InputError, match=rf"1 labelled pictures that .* no longer has, {lost} for one"):
+    with pytest.raises(InputError, match=rf"1 labelled pictures that .* no longer has as they were, {lost} for one"):
         certify(out, sample=60, seed=3, overwrite=True, quiet=True)
     label(bundle, root, out, quiet=True)
     assert certify(out, sample=60, seed=3, overwrite=True, quiet=True)["population"] == 60

@@ -9,8 +9,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,7 +21,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from fer_scale.bundle import Bundle
 from fer_scale.cluster import Cluster, Machine, connected
+from fer_scale.console import progress
 from fer_scale.errors import FerScaleError, InputError
 from fer_scale.faces.images import Preprocessing, prepare
 from fer_scale.labelling.ledger import Plan
@@ -30,7 +34,8 @@ from fer_scale.predictor import Predictor
 from fer_scale.verbs import label_stream
 from fer_scale.verbs.certify import certify
 from fer_scale.verbs.label import crew, label
-from fer_scale.verbs.label_stream import Labeller, _listing, messages
+from fer_scale.verbs.label_session import _Counting
+from fer_scale.verbs.label_stream import Job, Labeller, Wish, _listing, messages
 from tests import hostile, photographs
 from tests.bundles import write_bundle
 
@@ -165,6 +170,26 @@ def test_tables_by_their_ids(session: None, bundle: Path, tmp_path: Path) -> Non
     assert set(rows(tmp_path / "out")) == {f"k{n}" for n in range(30)}
 
 
+def test_a_stray_file_among_tables_does_not_turn_them_into_pictures(
+    session: None, bundle: Path, tmp_path: Path
+) -> None:
+    root, out = tmp_path / "tables", tmp_path / "out"
+    root.mkdir()
+    pq.write_table(pa.table({"image": [noise(n) for n in range(20)]}), root / "a.parquet")
+    label(bundle, root, out, quiet=True)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    (root / "README.md").write_text("about these faces")
+    with pytest.raises(InputError, match=r"source_kind files, where the run in .* has source_kind tables; .*take the"):
+        label(bundle, root, out, quiet=True)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    (root / "README.md").unlink()
+    run = json.loads((out / "run.json").read_text())
+    del run["settings"]["source_kind"]
+    (out / "run.json").write_text(json.dumps(run))
+    assert label(bundle, root, out, quiet=True)["new"] == 0, "a run that was begun before kinds were noted goes on"
+    assert json.loads((out / "run.json").read_text())["settings"]["source_kind"] == "tables", "and notes it"
+
+
 def test_mistakes_are_said_and_nothing_is_written(session: None, bundle: Path, tmp_path: Path) -> None:
     root = faces(tmp_path / "faces", 2)
     for wrong, says in (
@@ -172,6 +197,7 @@ def test_mistakes_are_said_and_nothing_is_written(session: None, bundle: Path, t
         ({"engine": "abacus"}, "auto, onnx or torch"),
         ({"source": tmp_path / "no"}, "there is no"),
         ({"bundle": tmp_path}, "model bundle"),
+        ({"tolerance": 0.01}, "tolerance=0.01 without first"),
         ({"out": root / "labels"}, "within the source"),
         ({"out": tmp_path}, "holds the input"),
     ):
@@ -280,7 +306,7 @@ def test_an_actor_that_dies_is_started_again_and_a_unit_that_kills_each_ends_the
     source = Source.open(str(faces(tmp_path / "faces", 12)))
     keys = [unit.key for unit in source.units(3)]
     weak = keys[1]
-    job = SimpleNamespace(workers=1, threads=0, gpu=False)
+    job = SimpleNamespace(workers=1, threads=0, gpu=False, source=source)
 
     def told(actor: type[Labeller]) -> list[dict[str, str]]:
         return list(messages(job, lambda: _listing(source, Plan({}, set()), 3), actor))  # type: ignore[arg-type]
@@ -291,6 +317,55 @@ def test_an_actor_that_dies_is_started_again_and_a_unit_that_kills_each_ends_the
     monkeypatch.setattr(label_stream, "RESTARTS", 1)
     with pytest.raises(FerScaleError, match="an actor died 2 times"):
         told(Deadly)
+
+
+class Crashing(Labeller):
+    """Dies where a decoder would that crashes on a picture."""
+
+    def load(self) -> Worker:
+        worker = super().load()
+        plain = self._reader.read
+
+        def read(unit: Unit) -> Iterator[tuple[str, Any]]:
+            for ident, payload in plain(unit):
+                yield ident, partial(_deadly, payload)
+
+        self._reader.read = read  # type: ignore[method-assign]
+        return worker
+
+
+def _deadly(payload: Any) -> bytes:
+    data: bytes = payload()
+    if data == b"deadly":
+        os._exit(1)
+    return data
+
+
+def test_a_picture_that_kills_its_actor_is_an_error_in_the_end(session: None, bundle: Path, tmp_path: Path) -> None:
+    root, out = faces(tmp_path / "faces", 40), tmp_path / "out"
+    (root / "0013.png").write_bytes(b"deadly")
+    (root / "empty.png").touch()
+    source = Source.open(str(root))
+    settings = {"model_id": Bundle.load(bundle).model_id, "engine": "onnx", "acceptance": None, "faces": None}
+    job = Job.of(settings, str(bundle), source, str(out), Wish(1, None, False), 1, False)
+    told = list(messages(job, lambda: _listing(source, Plan({}, set()), 20), Crashing))
+    entries = [message["entry"] for message in told if "entry" in message]
+    assert sum(entry["labelled"] for entry in entries) == 39
+    bad = {row["id"]: row["reason"] for row in pq.read_table(out / "ledger" / "errors").to_pylist()}
+    assert bad == {"0013.png": "fatal", "empty.png": "empty"}
+    assert not list((out / "ledger" / "trying").iterdir())
+
+
+def test_a_listing_that_fails_is_said_by_whoever_labels_and_not_by_a_traceback(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def listing() -> Iterator[tuple[Unit, bool]]:
+        raise InputError("a bucket that is gone", "the bucket", "make it again")
+        yield
+
+    with progress("labelling") as meter, _Counting(meter, [], listing()) as counting:
+        counting._thread.join()  # what a thread does not catch, pytest takes for an error
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def calibration(confidence: np.ndarray | None = None, right_from: float = 0.3) -> pd.DataFrame:
@@ -325,6 +400,11 @@ def test_the_second_model_is_asked_where_the_first_is_not_sure(session: None, tm
     got = np.array([rows(out)[f"{n:04d}.png"] for n in range(40)])
     assert np.abs(got - expected).max() < 1e-5
     assert "The cascade" in (out / "report.html").read_text()
+    both = f"{settings['cascade']['first_model_id']}+{settings['model_id']}"
+    assert found["model_id"] == both
+    table = pq.read_table(out / "labels")
+    assert set(table["model_id"].to_pylist()) == {both}
+    assert table.schema.metadata[b"model_id"].decode() == both
     assert label(second, root, out, first=first)["new"] == 0
     with pytest.raises(InputError, match="first None, where the run in"):
         label(second, root, out)

@@ -79,6 +79,17 @@ def test_where_an_error_is_promised_too_no_row_decides_twice() -> None:
     assert not low.any(), "where the first is not sure the second, at 0.9, answers"
 
 
+def test_rows_that_proved_nothing_do_not_decide_twice_either() -> None:
+    rows, sure = 4000, np.random.default_rng(0).uniform(0.3, 0.9, 4000)
+    second = bundle(answered(np.ones(rows, bool), np.full(rows, 0.9)))
+    found, known = cascade(bundle(answered(np.zeros(rows, bool), sure), "small"), second, 0.005, True)
+    assert found.threshold is None
+    left = known.calibration()
+    assert found.rows + (left["split"] == "calib").sum() == 2000
+    expected = second.calibration().set_index("id").loc[left["id"]].reset_index()
+    pd.testing.assert_frame_equal(left.reset_index(drop=True), expected[left.columns], check_dtype=False)
+
+
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     first, second = drawn(0, 2000)
     other = bundle(first.calibration(), "small", ("sad", "happy", "surprised", "neutral"))

@@ -22,7 +22,7 @@ from fer_scale.labelling.ledger import Ledger, Plan
 from fer_scale.labelling.reading import Reader
 from fer_scale.labelling.sources import Source
 from fer_scale.labelling.worker import Worker
-from tests.unit.test_labelling import Brightness
+from tests.unit.test_labelling import Brightness, run_of
 
 pytestmark = pytest.mark.skipif(find_spec("mtcnn") is None, reason="the extra `detect` is not installed")
 
@@ -143,7 +143,7 @@ def label_all(source: Source, out: Path, detector: Detector) -> Brightness:
     for unit, to_do in matched:
         if to_do:
             ledger.commit([worker.label(unit)], 1.0)
-    results.settle(str(out), ledger, [unit.key for unit, _ in matched], detecting=True)
+    results.settle(str(out), ledger, [unit.key for unit, _ in matched], run_of(detecting=True))
     return brightness
 
 

@@ -16,6 +16,7 @@ from dataclasses import asdict
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote_plus
 
 import numpy as np
@@ -31,7 +32,7 @@ from fer_scale.faces.images import Preprocessing
 from fer_scale.labelling import lease as leases
 from fer_scale.labelling import results
 from fer_scale.labelling.lease import Lease, LeaseLostError
-from fer_scale.labelling.ledger import Ledger, Plan, fix
+from fer_scale.labelling.ledger import Ledger, Plan, fix, manifest
 from fer_scale.labelling.reading import Payload, Reader
 from fer_scale.labelling.sources import Source
 from fer_scale.labelling.units import Item, Unit, ranges, stretches
@@ -53,6 +54,12 @@ class Brightness:
         self.seen += len(images)
         happy = images.reshape(len(images), -1).mean(axis=1) / 255
         return np.stack([happy, 1 - happy], axis=1).astype(np.float32)
+
+
+def run_of(detecting: bool = False) -> dict[str, Any]:
+    """A run's manifest, as far as its end reads it."""
+    settings = {"model_id": "m", "preprocessing_version": 1, "faces": {} if not detecting else {"minimum": 0.8}}
+    return {"run_id": "r", "settings": settings}
 
 
 def png(shade: int) -> bytes:
@@ -120,7 +127,7 @@ def label_all(source: Source, out: Path, target: int = 16, retry: bool = False) 
         if to_do:
             worked += 1
             ledger.commit([worker.label(Unit.from_bytes(unit.to_bytes()), retry)], 0.1)
-    results.settle(str(out), ledger, keys)
+    results.settle(str(out), ledger, keys, run_of())
     return model, worked
 
 
@@ -351,6 +358,16 @@ def test_another_setting_is_refused_and_both_are_named(tmp_path: Path) -> None:
         fix(str(tmp_path), {"model_id": "two"}, "r")
 
 
+def test_a_later_delivery_of_one_inventory_is_the_same_source(tmp_path: Path) -> None:
+    first, later = (f"s3://lists/faces/daily/2026-01-0{day}T01-00Z/manifest.json" for day in (1, 2))
+    fix(str(tmp_path), {"source": first}, "r")
+    assert fix(str(tmp_path), {"source": later}, "r")["settings"] == {"source": later}
+    assert manifest(str(tmp_path))["settings"] == {"source": later}, "which certify reads"  # type: ignore[index]
+    for other in (later.replace("daily", "weekly"), "s3://lists/faces/daily", first.replace("manifest", "symlink")):
+        with pytest.raises(InputError, match=r"source s3.* has source s3"):
+            fix(str(tmp_path), {"source": other}, "r")
+
+
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(leases, "BEAT_SECONDS", 0.2)
@@ -571,7 +588,7 @@ def test_drift_is_told_in_summary_and_report(tmp_path: Path) -> None:
         label_all(Source.open(str(folder_of(out / "faces", pictures))), out / "run")
         settings = {"model_id": "m", "classes": Brightness.classes, "source": "", "engine": "onnx", "faces": None}
         settings |= {"preprocessing": {"size": 16, "channels": 1}, "preprocessing_version": 1}
-        manifest = fix(str(out / "run"), settings, "r", calib)
-        summary = results.publish(str(out / "run"), Ledger(str(out / "run")), manifest, 60)
+        run = fix(str(out / "run"), settings, "r", calib)
+        summary = results.publish(str(out / "run"), Ledger(str(out / "run")), run, 60)
         assert summary["drift"]["found"] is drifted
         assert ("are not drawn like" in (out / "run" / "report.html").read_text().replace("\n", " ")) is drifted

@@ -16,6 +16,7 @@ import pytest
 from fer_scale.labelling import merging, results
 from fer_scale.labelling.ledger import Ledger
 from fer_scale.labelling.parts import ERRORS_SCHEMA, labels_schema, parquet, part_path
+from tests.unit.test_labelling import run_of
 
 CLASSES = ["happy", "sad"]
 FILE_ROWS = 200
@@ -41,7 +42,7 @@ def unit(out: Path, name: str, images: int, errors: int = 0, attempt: int = 0) -
 
 
 def settled(out: Path, ledger: Ledger) -> None:
-    results.settle(str(out), ledger, list(ledger.entries))
+    results.settle(str(out), ledger, list(ledger.entries), run_of())
     (out / "summary.json").touch()
 
 
@@ -85,6 +86,20 @@ def test_few_files_of_about_the_size_and_a_change_touches_few(tmp_path: Path) ->
     assert ids(tmp_path / "labels") == expected({**names, "0100b": 10}, 0)[0]
     settled(tmp_path, ledger)
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "labels").iterdir()} == after
+
+
+def test_every_file_says_what_made_it(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    ledger.commit([unit(tmp_path, name, 90) for name in "abcdef"], 1.0)
+    settled(tmp_path, ledger)
+    files = [*(tmp_path / "labels").iterdir(), *(tmp_path / "errors").iterdir()]
+    assert len(files) > 2
+    for path in files:
+        told = pq.read_schema(path).metadata
+        assert told == {b"model_id": b"m", b"preprocessing_version": b"1", b"run_id": b"r"}
+    assert not pq.read_schema(next((tmp_path / "ledger" / "labels").iterdir())).metadata
+    results.settle(str(tmp_path), ledger, list(ledger.entries), run_of() | {"run_id": "another"})
+    assert {pq.read_schema(path).metadata[b"run_id"] for path in (tmp_path / "labels").iterdir()} == {b"another"}
 
 
 def test_a_run_without_labels_or_without_errors_can_be_read(tmp_path: Path) -> None:
@@ -133,14 +148,14 @@ def test_killed_before_any_of_its_steps_it_settles_the_same(tmp_path: Path, monk
             for name in real:
                 patch.setattr(os, name, counted(name))
             try:
-                results.settle(str(out), ledger, current)
+                results.settle(str(out), ledger, current, run_of())
             except Killed:
                 ended = False
             else:
                 ended = True
         if (out / "summary.json").exists():
             assert (ids(out / "labels"), ids(out / "errors")) == expected(old, 2)
-        results.settle(str(out), Ledger(str(out)), current)
+        results.settle(str(out), Ledger(str(out)), current, run_of())
         assert (ids(out / "labels"), ids(out / "errors")) == expected(grown, 2)
         kept = {path.stem for path in (out / "ledger" / "labels").iterdir()}
         assert kept == {entry["part"] for entry in Ledger(str(out)).entries.values()}

@@ -16,6 +16,7 @@ from fer_scale.labelling.reading import Reader
 from fer_scale.labelling.sources import Source
 from fer_scale.labelling.worker import Worker
 from tests.photographs import astronaut, encoded, group, half_hidden, hopper, scenery
+from tests.unit.test_labelling import run_of
 
 needs_weights = pytest.mark.skipif(importlib.util.find_spec("mtcnn") is None, reason="needs fer_scale[detect]")
 
@@ -77,7 +78,7 @@ def label(source: Path, out: Path, detector: Detector, threads: int = 0) -> dict
             entry = worker.label(unit)
             carried += entry["carried"]
             ledger.commit([entry], 0.1)
-    results.settle(str(out), ledger, keys, detecting=True)
+    results.settle(str(out), ledger, keys, run_of(detecting=True))
     names = ("inputs", "labelled", "no_face", "errors", "faces", "duplicates")
     return {name: sum(entry[name] for entry in ledger.entries.values()) for name in names} | {"carried": carried}
 
