@@ -8,6 +8,9 @@ Small inputs: a ResNet shrinks the picture to a quarter before its first block a
 ``stem`` says how much the stem shrinks: 4 as in the paper, 2 with the first convolution at stride 1, 1
 without the pooling too. Left open, it is 2 for inputs under 96 pixels, which ends 48x48 as 3x3 (6x6 with stem
 1 or cut 3), and 4 from there on. Pretrained filters stay as they are.
+
+From scratch a residual branch begins at full strength, and not at zero (Goyal et al. 2017, section 5.1), which timm
+takes: a fit of minutes would spend its first epochs at the majority class.
 """
 
 from collections.abc import Sequence
@@ -77,7 +80,8 @@ def build(config: Config, preprocessing: Preprocessing, num_classes: int) -> Net
         model = _slim(config, preprocessing.channels)
         used = "none" if config.weights == "auto" else load(model, config)
     else:
-        model = timm.create_model(config.variant, in_chans=preprocessing.channels, num_classes=0)
+        channels = preprocessing.channels
+        model = timm.create_model(config.variant, in_chans=channels, num_classes=0, zero_init_last=False)
         used = load(model, config)
     shrink = config.stem or (2 if preprocessing.size < SMALL_INPUT else 4)
     stem = [model.conv1, model.bn1, model.act1]
@@ -103,6 +107,7 @@ def _slim(config: Config, channels: int) -> Any:
         stem_type="deep",
         stem_width=widths[0] // 2,
         channels=widths,
+        zero_init_last=False,
     )
     model.conv1 = nn.Conv2d(channels, widths[0], 3, stride=2, padding=1, bias=False)
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")

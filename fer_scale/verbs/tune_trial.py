@@ -152,7 +152,7 @@ class Climber(ray.tune.Trainable):
         began = seconds()
         features(network, few, self._device)
         cost = (seconds() - began) / len(few) * len(faces)
-        return cost <= FEATURES_SHARE * min(self._config["compute"], self._config["deadline"] - time.time())
+        return bool(cost <= FEATURES_SHARE * min(self._config["compute"], self._config["deadline"] - time.time()))
 
     def _features(self, key: str, network: Network, faces: Faces, *, mirrored: bool = False) -> Faces:
         """A split's features, computed where no trial has yet; that is part of this fit's compute."""
