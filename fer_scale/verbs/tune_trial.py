@@ -80,9 +80,12 @@ class Climber(ray.tune.Trainable):
         self._broken = False
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Called for every further fit on the same actor; False ends it, and the fit begins on a new one."""
+        """Called for every further fit on the same actor."""
+        if self._broken:
+            # the fit begins once more on a new one; after a False Tune would keep this one
+            ray.actor.exit_actor()  # type: ignore[no-untyped-call]
         self._config = new_config
-        return not self._broken
+        return True
 
     def step(self) -> dict[str, Any]:
         """The fit; whatever goes wrong becomes the reason in the trial's row."""
@@ -152,7 +155,8 @@ class Climber(ray.tune.Trainable):
         began = seconds()
         features(network, few, self._device)
         cost = (seconds() - began) / len(few) * len(faces)
-        return bool(cost <= FEATURES_SHARE * min(self._config["compute"], self._config["deadline"] - time.time()))
+        given: float = min(self._config["compute"], self._config["deadline"] - time.time())
+        return cost <= FEATURES_SHARE * given
 
     def _features(self, key: str, network: Network, faces: Faces, *, mirrored: bool = False) -> Faces:
         """A split's features, computed where no trial has yet; that is part of this fit's compute."""

@@ -209,7 +209,7 @@ def test_whatever_a_fit_raises_is_its_reason(
     monkeypatch.setattr(climber, "_data", raising)
     result = climber.step()
     assert (result["reason"], result["died"]) == (said, again)
-    assert climber.reset_config({}) is usable
+    assert climber._broken is not usable
 
 
 def test_an_actor_that_cannot_go_on_is_replaced_and_its_next_fit_begun_again(
@@ -217,12 +217,16 @@ def test_an_actor_that_cannot_go_on_is_replaced_and_its_next_fit_begun_again(
 ) -> None:
     class Breaking(Climber):
         def step(self) -> dict[str, Any]:
+            if self._broken:
+                return {"reason": "AcceleratorError: of an earlier fit", "done": True}
             done = super().step()
             self._broken = True
             return done
 
     monkeypatch.setattr("fer_scale.verbs.tune.Climber", Breaking)
-    fer_scale.tune(store, out=tmp_path / "s", time_budget=60, max_trials=2, **OPTIONS)
+    one_at_a_time = {**OPTIONS, "cpus_per_trial": 2}
+    fer_scale.tune(store, out=tmp_path / "s", time_budget=60, max_trials=2, **one_at_a_time)
+    assert len(trials(tmp_path / "s")) == 2
     assert all(row["accuracy"] is not None for row in trials(tmp_path / "s"))
 
 

@@ -26,7 +26,7 @@ LEVEL = {"resnet": 0.70, "efficientnet": 0.62, "cnn2": 0.66, "complex_cnn": 0.67
 def surface(one: Configuration) -> float:
     """A made-up accuracy: families differ, one of them pays with pretrained weights alone, and much has an optimum."""
     network, recipe = one.network, one.recipe
-    found = LEVEL[one.family] + {48: 0.0, 64: 0.01, 96: 0.025}[one.preprocessing.size]
+    found: float = LEVEL[one.family] + {48: 0.0, 64: 0.01, 96: 0.025}[one.preprocessing.size]
     if weights.pretrained(getattr(network, "variant", ""), getattr(network, "weights", "none")):
         found += {0: -0.1, None: 0.12}.get(network.unfreeze, 0.06)
     best = {"adamw": 2e-3, "sgd": 0.06}[recipe.optimizer]
@@ -34,7 +34,8 @@ def surface(one: Configuration) -> float:
     found += 0.01 * (recipe.optimizer == "sgd") + 0.01 * (recipe.batch_size == 64) - 0.01 * (recipe.warmup < 0.1)
     found -= 0.1 * abs(recipe.label_smoothing - 0.05) + 0.01 * (recipe.cutmix > 0) + 0.1 * (1 - recipe.layer_decay)
     dropout = getattr(network, "dropout", None)
-    return found - 0.08 * ((network.dense_dropout if dropout is None else dropout) - 0.35) ** 2
+    found -= 0.08 * ((network.dense_dropout if dropout is None else dropout) - 0.35) ** 2
+    return found
 
 
 def searched(folder: Path, seed: int) -> list[float]:
