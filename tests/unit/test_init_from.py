@@ -45,8 +45,8 @@ def begun(donor: Bundle) -> Begun:
     def network(classes: list[str], **configuration: Any) -> Network:
         told = Configuration.from_dict(configured(**configuration)).to_dict()
         where: dict[str, Any] = {"store": "", "checkpoints": "", "init_from": str(donor.directory)}
-        how: dict[str, Any] = {"epochs": 1, "seconds": None, "seed": 0, "threads": 1, "gpu": False, "streamed": False}
-        return begin(Plan(configuration=told, **where, **how), classes)
+        how: dict[str, Any] = {"epochs": 1, "seconds": None, "began": 0.0, "seed": 0, "threads": 1, "gpu": False}
+        return begin(Plan(configuration=told, streamed=False, **where, **how), classes)
 
     return network
 
