@@ -8,7 +8,8 @@ DATA ?=
 .PHONY: test test-all demo docs package lint format clean
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile tests/unit
+	$(BIN)/python -m pytest -m "not slow" tests/ray tests/e2e
 
 test-all: $(READY)
 	$(BIN)/python -m pytest

@@ -165,8 +165,9 @@ def test_readme_and_quickstart_tell_the_same_session() -> None:
     assert session == quickstart
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("as_printed", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["short", "as printed"])
+@pytest.mark.parametrize("as_printed", [False, True], ids=["short", "as printed"])
 def test_the_quickstart(tmp_path: Path, as_printed: bool) -> None:
     """Every command of the page but `pip`, in its order, in an empty folder; the endpoint on a port that is free."""
     lines = typed(ROOT / "docs/quickstart.md", "bash")

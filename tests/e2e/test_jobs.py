@@ -246,6 +246,7 @@ def test_a_machine_with_ray_alone_submits(cluster: Cluster, bucket: str, tmp_pat
     assert storage.read_json(f"{bucket}/thin/manifest.json")["counts"]
 
 
+@pytest.mark.slow
 def test_a_stopped_label_job_says_how_to_go_on_and_does(cluster: Cluster, bucket: str, tmp_path: Path) -> None:
     bundle, out = upload(write_bundle(tmp_path / "bundle"), f"{bucket}/untrained"), f"{bucket}/stopped"
     command = ("jobs/label.py", bundle, f"{bucket}/faces", out, "--include", "*.png", "--workers", "1", "--json")

@@ -341,6 +341,7 @@ def _deadly(payload: Any) -> bytes:
     return data
 
 
+@pytest.mark.slow
 def test_a_picture_that_kills_its_actor_is_an_error_in_the_end(session: None, bundle: Path, tmp_path: Path) -> None:
     root, out = faces(tmp_path / "faces", 40), tmp_path / "out"
     (root / "0013.png").write_bytes(b"deadly")

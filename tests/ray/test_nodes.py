@@ -65,6 +65,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "store"
 
 
+@pytest.mark.slow
 def test_label_loses_nothing_with_a_node(nodes: Cluster, tmp_path: Path) -> None:
     draw(tmp_path / "faces", 600, seed=0)
     bundle, out = write_bundle(tmp_path / "bundle"), tmp_path / "out"

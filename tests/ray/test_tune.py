@@ -212,6 +212,7 @@ def test_whatever_a_fit_raises_is_its_reason(
     assert climber._broken is not usable
 
 
+@pytest.mark.slow
 def test_an_actor_that_cannot_go_on_is_replaced_and_its_next_fit_begun_again(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
