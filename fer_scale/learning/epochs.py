@@ -30,8 +30,8 @@ CHECKPOINT_FACES = 200_000
 CHECKPOINT_SECONDS = 180.0
 """Most seconds between two, or more where scoring val would take more than `SCORING_SHARE` of the time."""
 SCORING_SHARE = 0.1
-SHORTEST = 1.25
-"""By the clock, a fit whose start takes all of its time still gets a quarter of what that took."""
+LEAST_SECONDS = 60.0
+"""Of fitting by the clock that a slow start does not take away."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,19 +80,19 @@ def run(plan: Plan, report: Callable[[dict[str, Any]], None], opened: Opened = h
     counts = [store.counts["train"].get(name, 0) for name in store.classes]
     learner = Learner(network, configuration.recipe, class_counts=counts, seed=plan.seed, device=device)
     batches, val = _data(plan, configuration, store, device, opened)
-    seconds = plan.seconds
     if state is None:
-        (used,) = from_first(max(time.time() - plan.began, 0.0))
-        seconds = seconds and max(seconds, SHORTEST * used)
-        state = {"files": [], "best_file": None, "used": used, "curve": []}
+        (start,) = from_first(max(time.time() - plan.began, 0.0))
+        state = {"files": [], "best_file": None, "start": start, "used": 0.0, "curve": []}
         state |= {"weights": network.weights, "frozen": network.frozen}
     else:
         checkpoints.load(learner, state)
     per_epoch = batches.steps_per_epoch
     per_round = _round(per_epoch, batches.size)
     steps = None if plan.epochs is None else plan.epochs * per_epoch
+    # the schedule runs over what the start has left of the time, and the start is counted once
+    seconds = plan.seconds and max(plan.seconds - state["start"], min(plan.seconds, LEAST_SECONDS))
     budget = Budget(steps=steps, seconds=seconds, used=state["used"])
-    while (progress := budget.progress(learner.step)) < 1:
+    while budget.progress(learner.step) < 1:
         began, at = time.monotonic(), learner.step
         epoch, within = divmod(at, per_epoch)
         until = epoch * per_epoch + min((within // per_round + 1) * per_round, per_epoch)
@@ -103,7 +103,7 @@ def run(plan: Plan, report: Callable[[dict[str, Any]], None], opened: Opened = h
         learner.equalise()
         row = {
             "epoch": learner.step / per_epoch,
-            "progress": progress,
+            "progress": min(budget.progress(learner.step), 1.0),
             "step": learner.step,
             "train_loss": loss,
             **_score(learner, val()),

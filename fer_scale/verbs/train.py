@@ -212,11 +212,10 @@ def _shown(plan: Plan) -> Iterator[None]:
             while not done.wait(pause):
                 curve = (checkpoints.state() or {"curve": []})["curve"]
                 for row in curve[shown:]:
-                    share = row["epoch"] / plan.epochs if plan.epochs else row["seconds"] / (plan.seconds or 1.0)
                     rate = f"{row['images_per_second']:.0f} images/s"
                     scores = f"loss {row['train_loss']:.4f}, val {row['val_accuracy']:.4f}"
                     note = f"epoch {row['epoch']:.1f}: {scores}, {rate}"
-                    meter.advance(min(round(100 * share), 100) - meter.done, note)
+                    meter.advance(round(100 * row["progress"]) - meter.done, note)
                 shown = len(curve)
 
     thread = threading.Thread(target=watch, daemon=True)

@@ -156,9 +156,9 @@ def test_a_backbone_is_carried_over(
 
 @pytest.mark.slow
 def test_the_clock_ends_a_fit_with_its_rate_annealed(store: Path, config: Path, tmp_path: Path) -> None:
-    result = fer_scale.train(store, out=tmp_path / "b", config=config, time_budget=60, quiet=True)
+    result = fer_scale.train(store, out=tmp_path / "b", config=config, time_budget=150, quiet=True)
     curve = pd.read_parquet(tmp_path / "b" / "curve.parquet")
-    assert 20 < curve["seconds"].iloc[-1] < result["seconds"] < 60
+    assert 50 < curve["seconds"].iloc[-1] < result["seconds"] < 150
     assert curve["progress"].is_monotonic_increasing
 
 
