@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import matplotlib
+import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -69,7 +70,8 @@ def plot(title: str, x: str, y: str, size: tuple[float, float] = (5.0, 3.2)) -> 
         x, y: the axes' labels, with units.
         size: width and height, inches; the page scales it to its column.
     """
-    with matplotlib.rc_context(_STYLE):
+    # while a layout is sought, an axis of one single value may have no height for a moment
+    with matplotlib.rc_context(_STYLE), np.errstate(divide="ignore", invalid="ignore"):
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasSVG(figure)
         drawing = Plot(figure.subplots())
