@@ -1,8 +1,6 @@
 """What there is to label, as work units: files of a folder, rows of tables, members of archives, URIs of manifests."""
 
-import csv
 import fnmatch
-import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -14,8 +12,9 @@ from fer_scale.errors import InputError
 from fer_scale.faces.archives import TAR_ENDINGS, ZIP_ENDINGS, clean
 from fer_scale.faces.folders import utf8
 from fer_scale.faces.sources import PARQUET_ENDINGS
+from fer_scale.labelling import containers
 from fer_scale.labelling.manifests import URI, Manifest, columns
-from fer_scale.labelling.reading import fault, open_tar
+from fer_scale.labelling.reading import fault
 from fer_scale.labelling.tables import NoColumnError, cells, check_unique, csv_rows, open_parquet, picture_column
 from fer_scale.labelling.units import SLICES, Item, Unit, broken, ranges, stretches
 
@@ -202,9 +201,9 @@ class Source:
         lower = name.lower()
         try:
             if lower.endswith(PARQUET_ENDINGS):
-                units = self._parquet(name, file, target)
+                units = containers.parquet(utf8(name), file, self.image_column, self.id_column, target)
             elif lower.endswith(".csv"):
-                units = self._csv(name, file, target)
+                units = containers.csv_table(utf8(name), file, self.image_column, self.id_column, target)
             elif lower.endswith(ZIP_ENDINGS):
                 units = self._zip(name, file, target)
             else:
@@ -215,62 +214,15 @@ class Source:
             units = [broken(file.path, file, utf8(name), fault(error).detail)]
         yield from units
 
-    def _parquet(self, name: str, file: storage.FileInfo, target: int) -> list[Unit]:
-        with open_parquet(file.path) as table:
-            picture_column(table.schema_arrow, self.image_column, self.id_column)
-            groups = [table.metadata.row_group(i).num_rows for i in range(table.metadata.num_row_groups)]
-        units, start, stop = [], 0, 0
-        for rows in groups:
-            if rows >= 2 * target:  # within a row group all rows before must be read over
-                if stop > start:
-                    units.append(Unit("parquet", file.path, utf8(name), file.version, start, stop))
-                for low, high in ranges(rows, max(target, rows // SLICES)):
-                    units.append(Unit("parquet", file.path, utf8(name), file.version, stop + low, stop + high))
-                start = stop = stop + rows
-                continue
-            stop += rows
-            if stop - start >= target:
-                units.append(Unit("parquet", file.path, utf8(name), file.version, start, stop))
-                start = stop
-        if stop > start:
-            units.append(Unit("parquet", file.path, utf8(name), file.version, start, stop))
-        return units
-
-    def _csv(self, name: str, file: storage.FileInfo, target: int) -> list[Unit]:
-        total = 0
-        rest: list[Unit] = []
-        try:
-            for _ in csv_rows(file.path, self.image_column, self.id_column):
-                total += 1
-        except csv.Error as error:
-            if not total:
-                raise
-            rest.append(broken(file.path, file, utf8(name), f"after row {total}: {error}"[:200]))
-        length = max(target, total // SLICES)
-        units = [Unit("csv", file.path, utf8(name), file.version, *span) for span in ranges(total, length)]
-        return units + rest
-
     def _zip(self, name: str, file: storage.FileInfo, target: int) -> list[Unit]:
-        with storage.open_input(file.path) as data, zipfile.ZipFile(data) as archive:
-            members = {m.filename: Item("", m.filename, m.file_size) for m in archive.infolist() if not m.is_dir()}
-        return self._members("zip", name, file, list(members.values()), target)
+        return self._members("zip", name, file, containers.zip_members(file.path), target)
 
     def _tar(self, name: str, file: storage.FileInfo, target: int) -> list[Unit]:
-        plain = name.lower().endswith(".tar")
-        members: dict[str, Item] = {}
-        rest: list[Unit] = []
-        try:
-            with open_tar(file.path) as archive:
-                for m in archive:
-                    if m.isreg():  # of two members of one name the later is the one that unpacking leaves
-                        members[m.name] = Item("", m.name, m.size, str(m.offset_data))
-        except Exception as error:  # as in `_container`; what stands before the damage can be read
-            why = fault(error).detail
-            if not members:
-                raise
-            rest.append(broken(file.path, file, utf8(name), f"after member {len(members)}: {why}"[:200]))
-        length = target if plain else max(target, len(members) // SLICES)
-        return self._members("tar" if plain else "stream", name, file, list(members.values()), length) + rest
+        members, why = containers.tar_members(file.path)
+        rest = [broken(file.path, file, utf8(name), why)] if why else []
+        if name.lower().endswith(".tar"):
+            return self._members("tar", name, file, members, target) + rest
+        return self._members("stream", name, file, members, max(target, len(members) // SLICES)) + rest
 
     def _members(self, kind: Any, name: str, file: storage.FileInfo, members: list[Item], target: int) -> list[Unit]:
         prefix = "" if self.single else f"{utf8(name)}/"
