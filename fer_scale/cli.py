@@ -15,7 +15,7 @@ import typer
 import fer_scale
 from fer_scale.arguments import pairs, settings, words
 from fer_scale.errors import InputError
-from fer_scale.outcome import explain, fail, show
+from fer_scale.outcome import explain, fail, interrupted, show
 
 HOW_TO_GO_ON = {
     "ingest": "stopped; nothing was written, so the same command starts again",
@@ -336,6 +336,8 @@ def run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read us has gone
         return 1
     except Exception as error:
+        if interrupted(error):
+            return 130 if told else fail(_how_to_go_on(call), 130)
         return explain(error, "--debug" in arguments)
 
 

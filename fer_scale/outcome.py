@@ -30,6 +30,17 @@ def fail(message: str, code: int) -> int:
     return code
 
 
+def interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C came before it: where it hits the wait for a lock, Python raises that the lock was not held."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def own_error(error: BaseException | None) -> FerScaleError | None:
     """The error of ours within those that Ray wraps around what was raised on another process."""
     seen: set[int] = set()

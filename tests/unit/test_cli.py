@@ -4,6 +4,7 @@ import inspect
 import json
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -153,6 +154,20 @@ def test_stopped_is_130_and_says_how_to_go_on(
     }
     assert cli.run([verb, *arguments.get(verb, ["s", "--out", "o"])]) == 130
     assert capsys.readouterr().err.startswith("fer-scale: stopped")
+
+
+def test_what_ctrl_c_breaks_on_its_way_is_no_fault(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(**_: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            threading.Lock().release()  # as a wait that Ctrl-C hits before it has its lock back
+
+    monkeypatch.setattr(fer_scale, "label", stopped, raising=False)
+    assert cli.run(["label", "b", "s", "o"]) == 130
+    assert capsys.readouterr().err == "fer-scale: stopped; the same command goes on\n"
 
 
 def test_the_result_on_stdout(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
