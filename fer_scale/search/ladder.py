@@ -294,9 +294,14 @@ class Policy:
 def _best(able: Sequence[Standing], spread: float) -> Standing | None:
     """The best of trials, at different rungs and whether they run or not: the best of the highest rung.
 
-    One that stands lower is better only if val can tell so from their scores at the rung where it stands.
+    Of the lowest rung the first that is a tie with it. One that stands lower is better only if val can tell so from
+    their scores at the rung where it stands.
     """
     best = max(able, key=lambda one: (one.rung, one.value), default=None)
+    if best is not None and best.rung == 1:
+        # val cannot tell these apart, and what is likely to be good began first
+        ties = (one for one in able if one.rung == 1 and one.value >= best.value - spread)
+        return min(ties, key=lambda one: one.trial)
     for one in able:
         below = best is not None and one.rung < best.rung and one.rung in best.scores
         if best is not None and below and one.scores[one.rung] > best.scores[one.rung] + spread:

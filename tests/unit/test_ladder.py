@@ -137,6 +137,17 @@ def test_what_ties_climbs_in_the_order_in_which_it_began() -> None:
     assert policy.choose(left=1000.0, pace=1.0, may_open=True) == Choice("climb", 2, 150.0, 0)
 
 
+@pytest.mark.parametrize(("other", "goes_up"), [(0.31, 0), (0.52, 1)], ids=["a tie", "better"])
+def test_where_the_time_ends_at_the_lowest_rung_a_tie_goes_to_what_began_first(other: float, goes_up: int) -> None:
+    policy = Policy(Rungs(first=4.0, count=3), ["efficientnet", "cnn1"], slots=2, spread=0.09)  # 100 faces on val
+    for trial, (name, score) in enumerate([("efficientnet", 0.26), ("cnn1", other)]):
+        policy.begins(trial, name, 1)
+        policy.ends(trial, 1, score)
+    choice = policy.choose(left=40.0, pace=1.0, may_open=True)
+    assert choice is not None
+    assert (choice.kind, choice.rung, choice.trial) == ("climb", 3, goes_up)
+
+
 def test_the_first_of_a_family_is_the_best_at_that_rung() -> None:
     policy = Policy(Rungs(first=50.0, count=4, families_to=3), ["cnn1", "cnn2"], slots=2, spread=SPREAD)
     for trial, scores in enumerate([(0.50, 0.70), (0.60, 0.65)]):  # the second was ahead at the lowest rung alone
