@@ -29,7 +29,7 @@ from fer_scale.labelling.sources import UNIT, Source
 from fer_scale.labelling.units import Unit
 from fer_scale.labelling.worker import Worker
 from fer_scale.storage import CONNECTIONS
-from fer_scale.verbs.label_stream import THREADS, UNITS_AT_ONCE
+from fer_scale.verbs.label_actor import THREADS, UNITS_AT_ONCE
 
 LATENCY = 0.03
 """Seconds of a get."""

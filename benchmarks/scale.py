@@ -54,7 +54,8 @@ from fer_scale.labelling.sources import UNIT, Source
 from fer_scale.labelling.units import Item, Unit
 from fer_scale.labelling.worker import Worker
 from fer_scale.storage import write_bytes
-from fer_scale.verbs.label_stream import Job, Labeller, _listing, messages, row, worker_of
+from fer_scale.verbs.label_actor import Job, Labeller, worker_of
+from fer_scale.verbs.label_stream import _listing, messages, row
 
 RESULTS = Path(__file__).parent / "results/scale.json"
 PARTS = (

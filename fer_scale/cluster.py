@@ -20,6 +20,9 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 # Tune would end a search at Ctrl-C as if it were done; it has to reach the command line.
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+# Below that, its C++ says on stderr what is no news to a user: a remark on each pool of actors of Ray Data (Ray's issue
+# 53727; the arguments are the driver's, without which nothing goes on), and a line for every task that Ctrl-C ends.
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
 import grpc
 import ray

@@ -100,12 +100,17 @@ def check_unique(batches: Callable[[], Iterator["pd.Series[str]"]], where: str) 
     for ids in batches() if suspects else ():
         for value in ids[pd.util.hash_pandas_object(ids, index=False).isin(suspects)]:
             if value in seen:
-                raise InputError(
-                    f"id {value!r} stands more than once in {where}",
-                    "an id of its own for every row",
-                    "name another column with --id-column, or remove the second",
-                )
+                raise repeated(value, where)
             seen.add(value)
+
+
+def repeated(value: str, where: str) -> InputError:
+    """Says that an id stands twice."""
+    return InputError(
+        f"id {value!r} stands more than once in {where}",
+        "an id of its own for every row",
+        "name another column with --id-column, or remove the second",
+    )
 
 
 def _twice(pieces: Iterable[npt.NDArray[Any]]) -> set[int]:

@@ -13,6 +13,7 @@ import pyarrow as pa
 from fer_scale.faces.detection import Face
 from fer_scale.faces.images import ImageError
 from fer_scale.labelling.cutting import Cut, Shown
+from fer_scale.labelling.tables import repeated
 from fer_scale.learning.acceptance import Acceptance
 
 EXAMPLES = 2
@@ -58,7 +59,13 @@ class Tally:
         (self.no_face if no_face else self.errors).append((ident, error.reason, error.detail))
 
     def begin(self, ident: str, cut: Cut) -> list[tuple[int, bytes]]:
-        """An image that is to be labelled: of each of its faces the number and the digest of its pixels."""
+        """An image that is to be labelled: of each of its faces the number and the digest of its pixels.
+
+        Raises:
+            InputError: the unit has the id already, which the check of all ids, beside the work, has not come to.
+        """
+        if ident in self.digests:
+            raise repeated(ident, "the source")
         found = [hashlib.blake2b(pixels.tobytes(), digest_size=16).digest() for pixels in cut.pixels]
         whole = found[0] if len(found) == 1 else hashlib.blake2b(b"".join(found), digest_size=16).digest()
         self.digests[ident] = whole[:8]

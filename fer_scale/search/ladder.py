@@ -240,23 +240,29 @@ class Policy:
         """What may climb past a rung: at the lowest the best of each family before the second of any.
 
         That is for families which val cannot tell from the best one, or which cost little; those that are a tie with it
-        go in the order in which they began, for what is likely to be good begins first.
+        go in the order in which they began, for what is likely to be good begins first. What is clearly beaten does not
+        climb, though it be in the best third: a new trial is worth more.
         """
         rung = self._rungs[at]
+        if not rung.scores:
+            return None
+        best = -rung.scores[0]
+        beaten = best - 2 * self._spread
         quota = len(rung.scores) // REDUCTION
         free, all_may = rung.climbed < quota, at < self.rungs.families_to and not self._unscored
-        if rung.scores and (all_may or (at == 1 and free)):
-            best = -rung.scores[0]
+        if all_may or (at == 1 and free):
             firsts = [
                 (score < best - self._spread, self._opened[name] if score >= best - self._spread else -score, one)
                 for name, (score, one) in rung.firsts.items()
                 if one.aim == at and not one.running and not one.failed
-                if all_may or score >= best - 2 * self._spread
+                if all_may or score >= beaten
             ]
             if firsts:
                 return min(firsts, key=lambda item: item[:2])[2]
         found = rung.best(at) if free else None
-        return found[1] if found is not None and found[0] < quota else None
+        if found is None or found[0] >= quota or found[1].scores[at] < beaten:
+            return None
+        return found[1]
 
     def _last(self, left: float, pace: float) -> Choice | None:
         """A slot's last fit: until the deadline, for the highest rung within reach.

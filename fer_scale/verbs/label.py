@@ -2,7 +2,7 @@
 
 import os
 import secrets
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -21,9 +21,9 @@ from fer_scale.learning.acceptance import Known, promise
 from fer_scale.learning.cascade import cascade
 from fer_scale.learning.drift import on_calib
 from fer_scale.predictor import EngineName
+from fer_scale.verbs.label_actor import Wish
 from fer_scale.verbs.label_quote import quote
-from fer_scale.verbs.label_session import Session, crew, engine_of
-from fer_scale.verbs.label_stream import Wish
+from fer_scale.verbs.label_session import Session, aside, crew, engine_of
 
 PathLike = str | os.PathLike[str]
 OURS = (
@@ -39,6 +39,8 @@ OURS = (
 )
 TOLERANCE = 0.005
 """Accuracy that a first model may cost where nothing else is asked."""
+IDS_AHEAD = 5.0
+"""Seconds that work waits for the check that ids are unique: half a million ids. Of more it ends beside the work."""
 FacesName = Literal["crop", "detect"]
 
 
@@ -124,7 +126,9 @@ def label(
     if faces not in ("crop", "detect"):
         raise InputError(f"faces {faces!r}", "crop or detect", "name one of them")
     found = Source.open(source, image_column=image_column, id_column=id_column, include=include, uri_column=uri_column)
-    found.check_ids()
+    ids = aside(found.check_ids)
+    with suppress(TimeoutError):
+        ids.result(timeout=None if dry_run else IDS_AHEAD)
     run = None if overwrite else ledger.manifest(out)
     settings = _settings(model, found, engine, run)
     settings["faces"] = asdict(Detection(weights=mtcnn.release())) if faces == "detect" else None
@@ -154,7 +158,7 @@ def label(
                 for name in OURS:
                     storage.delete(storage.join(out, name))
             begun = ledger.fix(out, settings, run_id, on_calib(known))
-            session = Session(out, found, begun, lease, wish)
+            session = Session(out, found, begun, lease, wish, ids)
             return session.run(bundle, cluster)
 
 

@@ -16,8 +16,9 @@ from fer_scale.labelling.quote import SAMPLE_SECONDS, SAMPLE_UNITS, Listed, Samp
 from fer_scale.labelling.sources import Source
 from fer_scale.labelling.units import Unit
 from fer_scale.labelling.worker import Worker
+from fer_scale.verbs.label_actor import Job, Labeller, Wish, predictor_of, worker_of
 from fer_scale.verbs.label_session import crew, engine_of
-from fer_scale.verbs.label_stream import Job, Labeller, Wish, messages, predictor_of, row, worker_of
+from fer_scale.verbs.label_stream import messages, row
 
 
 def quote(

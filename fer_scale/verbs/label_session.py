@@ -2,7 +2,8 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import nullcontext, suppress
 from itertools import chain
 from typing import Any, Literal, Self
@@ -16,7 +17,8 @@ from fer_scale.labelling.ledger import COMMIT_SECONDS, Ledger, Plan
 from fer_scale.labelling.sources import Source
 from fer_scale.labelling.units import Unit
 from fer_scale.predictor import EngineName
-from fer_scale.verbs.label_stream import ACTOR_CPUS, Job, Wish, stream
+from fer_scale.verbs.label_actor import Job, Wish
+from fer_scale.verbs.label_stream import ACTOR_CPUS, stream
 
 
 def engine_of(cluster: Cluster, engine: EngineName) -> Literal["onnx", "torch"]:
@@ -38,14 +40,37 @@ def crew(cluster: Cluster, engine: str, workers: int | None = None) -> tuple[int
     return workers, gpus > 0
 
 
-class Session:
-    """One call at work on an output whose lease it holds."""
+def aside(check: Callable[[], None]) -> Future[None]:
+    """Check something in a thread that nothing waits for, not even the end of the process."""
+    outcome = Future[None]()
 
-    def __init__(self, out: str, source: Source, run: dict[str, Any], lease: Lease, wish: Wish) -> None:
+    def run() -> None:
+        try:
+            check()
+        except BaseException as error:
+            outcome.set_exception(error)
+        else:
+            outcome.set_result(None)
+
+    threading.Thread(target=run, name="check", daemon=True).start()
+    return outcome
+
+
+class Session:
+    """One call at work on an output whose lease it holds.
+
+    Args:
+        ids: the check that ids are unique, under way: what is labelled is published once it has ended well.
+    """
+
+    def __init__(
+        self, out: str, source: Source, run: dict[str, Any], lease: Lease, wish: Wish, ids: Future[None]
+    ) -> None:
         self._out = out
         self._source = source
         self._manifest = run
         self._wish = wish
+        self._ids = ids
         self._target = int(run["settings"]["unit_images"])
         self._ledger = Ledger(out, lease.check)
         self._new = 0
@@ -62,6 +87,7 @@ class Session:
                 self._label(bundle, cluster, plan, chain([first], matched), seen)
         else:
             say("nothing left to label")
+        self._ids.result()
         results.settle(self._out, self._ledger, seen, self._manifest)
         summary = results.publish(self._out, self._ledger, self._manifest, self._new)
         say(
@@ -116,6 +142,8 @@ class Session:
                 if time.monotonic() - since >= COMMIT_SECONDS:
                     self._commit(held, time.monotonic() - since)
                     held, since = [], time.monotonic()
+                if self._ids.done():
+                    self._ids.result()
         finally:
             self._commit(held, time.monotonic() - since)
 

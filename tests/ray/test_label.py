@@ -34,8 +34,9 @@ from fer_scale.predictor import Predictor
 from fer_scale.verbs import label_stream
 from fer_scale.verbs.certify import certify
 from fer_scale.verbs.label import crew, label
+from fer_scale.verbs.label_actor import Job, Labeller, Wish
 from fer_scale.verbs.label_session import _Counting
-from fer_scale.verbs.label_stream import Job, Labeller, Wish, _listing, messages
+from fer_scale.verbs.label_stream import _listing, messages
 from tests import hostile, photographs
 from tests.bundles import write_bundle
 
@@ -168,6 +169,25 @@ def test_tables_by_their_ids(session: None, bundle: Path, tmp_path: Path) -> Non
     summary = label(bundle, tmp_path / "faces.parquet", tmp_path / "out", image_column="face", id_column="key")
     assert summary["labelled"] == 30
     assert set(rows(tmp_path / "out")) == {f"k{n}" for n in range(30)}
+
+
+def test_ids_that_are_checked_beside_the_work_are_unique_before_labels_are_made(
+    session: None, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, out, manifest = faces(tmp_path / "faces", 6), tmp_path / "out", tmp_path / "list.csv"
+    names = [str(path) for path in sorted(root.iterdir())]
+    manifest.write_text("\n".join(["uri", *names, names[2]]))
+    with pytest.raises(InputError, match="stands more than once"):
+        label(bundle, manifest, out, quiet=True)
+    assert not out.exists(), "of a short list it is said before anything is written"
+    monkeypatch.setattr("fer_scale.verbs.label.IDS_AHEAD", 0.0)  # as if it were long
+    with pytest.raises(InputError, match="stands more than once"):
+        label(bundle, manifest, out, quiet=True)
+    assert not (out / "labels").exists()
+    assert not (out / "summary.json").exists()
+    manifest.write_text("\n".join(["uri", *names]))
+    assert label(bundle, manifest, out, quiet=True)["labelled"] == 6
+    assert set(rows(out)) == set(names)
 
 
 def test_a_stray_file_among_tables_does_not_turn_them_into_pictures(
