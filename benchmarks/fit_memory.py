@@ -4,24 +4,20 @@
 
 A store of some thousand drawn faces is ingested; the larger ones repeat its files with new ids. The faces together
 need far more than `--memory-limit`, so Ray Data reads them as the fit goes. Each fit runs by the clock, in which it
-sees some hundred thousand faces, and is looked at four times a second: the proportional set size (PSS, which counts
-shared pages once) of the command, of its workers and of all that it started.
+sees some hundred thousand faces; what is told is the peak memory of the command, of the largest worker, of the largest
+process that reads, and of all that it started.
 """
 
 import argparse
 import json
 import os
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pieces import ROOT, Pieces
+from pieces import Pieces, watched
 
 import fer_scale as api
 from fer_scale.faces.sample import draw
@@ -53,42 +49,20 @@ def enlarge(store: Path, out: Path, rows: int) -> None:
     (out / "manifest.json").write_text(json.dumps(manifest))
 
 
-def sizes(process: psutil.Process) -> dict[str, int]:
-    """PSS by role, in bytes."""
-    found = {"all": 0, "driver": 0, "worker": 0, "reading": 0}
-    for one in (process, *process.children(recursive=True)):
-        try:
-            size, title = one.memory_full_info().pss, " ".join(one.cmdline())
-        except psutil.Error:
-            continue
-        found["all"] += size
-        if one.pid == process.pid:
-            found["driver"] = size
-        elif "RayTrainWorker" in title:
-            found["worker"] = max(found["worker"], size)
-        elif title.startswith("ray::"):
-            found["reading"] += size
-    return found
+def role(title: str) -> str | None:
+    """What a process is here."""
+    return "worker" if "RayTrainWorker" in title else "reading" if title.startswith("ray::") else None
 
 
 def measured(work: Path, small: Path, rows: int, minutes: float) -> dict[str, Any]:
     """One fit by the clock, and its peaks."""
     store, out = work / f"store-{rows}", work / f"bundle-{rows}"
     enlarge(small, store, rows)
-    command = [sys.executable, "-m", "fer_scale", "train", str(store), "--config", str(work / "config.json"), "--json"]
-    command += ["--out", str(out), "--time-budget", f"{minutes}m", "--memory-limit", "64MB", "--quiet"]
-    peaks = {"all": 0, "driver": 0, "worker": 0, "reading": 0}
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    while process.poll() is None:
-        for role, size in sizes(psutil.Process(process.pid)).items():
-            peaks[role] = max(peaks[role], size)
-        time.sleep(0.25)
-    if process.returncode:
-        raise SystemExit(f"the fit ended with {process.returncode}")
-    result = json.loads((process.stdout.read() if process.stdout else "").splitlines()[-1])
+    options = ["--config", work / "config.json", "--out", out, "--time-budget", f"{minutes}m", "--memory-limit", "64MB"]
+    result, peaks = watched(["train", store, *options], role)
     seen = round(result["epochs"] * rows)
     bytes_ = sum(path.stat().st_size for path in (store / "data").iterdir())
-    mib = {f"{role}_mib": round(size / 2**20) for role, size in peaks.items()}
+    mib = {f"{name}_mib": size for name, size in peaks.items()}
     return {"rows": rows, "store_mib": round(bytes_ / 2**20), "faces_seen": seen, **mib}
 
 

@@ -5,11 +5,14 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
 SPLITS = ["--id-column", "name", "--split-column", "usage", "--split-map", "Training=train,PublicTest=test"]
@@ -51,6 +54,36 @@ def fer_scale(*arguments: object) -> dict[str, Any]:
     done = subprocess.run(call, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
+
+
+def watched(arguments: Sequence[object], role: Callable[[str], str | None]) -> tuple[dict[str, Any], dict[str, int]]:
+    """One command's result, and its peak memory in MiB, looked at four times a second.
+
+    It is the proportional set size (PSS), which counts shared pages once: of ``all``, of the ``driver``, and of the
+    largest process of each role.
+
+    Args:
+        role: of a process by its title; None where it only counts among all.
+    """
+    call = [sys.executable, "-m", "fer_scale", *(str(word) for word in arguments), "--json", "--quiet"]
+    process = subprocess.Popen(call, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    family, peaks = psutil.Process(process.pid), dict[str, int]()
+    while process.poll() is None:
+        now = {"all": 0}
+        for one in (family, *family.children(recursive=True)):
+            try:
+                size, title = one.memory_full_info().pss, " ".join(one.cmdline())
+            except psutil.Error:
+                continue
+            now["all"] += size
+            if (name := "driver" if one == family else role(title)) is not None:
+                now[name] = max(now.get(name, 0), size)
+        peaks |= {name: max(size, peaks.get(name, 0)) for name, size in now.items()}
+        time.sleep(0.25)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(call)} ended with {process.returncode}")
+    result = json.loads((process.stdout.read() if process.stdout else "").splitlines()[-1])
+    return result, {name: round(size / 2**20) for name, size in peaks.items()}
 
 
 def fer2013() -> Path:

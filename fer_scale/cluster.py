@@ -6,6 +6,7 @@ import os
 import secrets
 import signal
 import socket
+import sys
 import threading
 import time
 import warnings
@@ -249,7 +250,7 @@ def _start() -> bool:
     _check_answers(address or find_bootstrap_address(None) or "local")
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _silent():
             warnings.simplefilter("ignore")  # Ray's own deprecations are no news to a user
             ray.init(
                 address=address,
@@ -273,6 +274,20 @@ def _start() -> bool:
             signal.signal(signal.SIGTERM, handler)
     node: Any = ray._private.worker._global_node
     return node is not None and bool(node.is_head())
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Nothing reaches stderr: before Ray's C++ goes by RAY_BACKEND_LOG_LEVEL it says so. Failures are raised."""
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
 def _check_answers(address: str) -> None:

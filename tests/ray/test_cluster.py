@@ -59,4 +59,5 @@ def test_no_token_is_written_into_the_home_folder(tmp_path: Path) -> None:
         [sys.executable, "-c", code], env={**environment, "HOME": str(tmp_path)}, capture_output=True, text=True
     )
     assert started.stdout.split() == ["64"], started.stderr
+    assert not started.stderr, "nor does Ray say anything of its own"
     assert not (tmp_path / ".ray").exists()

@@ -268,6 +268,7 @@ def test_killed_and_run_again_it_is_as_if_unbroken(session: None, bundle: Path, 
     )
     summary = json.loads(done.stdout.splitlines()[-1])
     assert "was killed" in " ".join(done.stderr.split())
+    assert ".cc:" not in done.stderr, "what Ray's C++ remarks"
     assert (summary["inputs"], summary["labelled"]) == (900, 900)
     label(bundle, root, tmp_path / "unbroken")
     assert rows(broken) == rows(tmp_path / "unbroken")

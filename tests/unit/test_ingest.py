@@ -310,6 +310,17 @@ def test_others_become_one_more_class(tmp_path):
     assert (result["kept"], result["duplicates"], result["dropped"]) == (24, 1, 0)
 
 
+def test_a_store_of_fewer_classes_has_the_splits_of_one_of_all(tmp_path):
+    root = class_folders(tmp_path / "faces", 30)
+    splits = []
+    for name, classes in (("few", TWO), ("all", CLASSES)):
+        ingest(root, tmp_path / name, classes=classes, seed=3, quiet=True)
+        splits.append({row["id"]: row["split"] for row in rows_of(tmp_path / name)})
+    few, whole = splits
+    assert set(few.values()) == set(SPLITS)
+    assert few == {ident: split for ident, split in whole.items() if ident.split("/")[0] in TWO}
+
+
 def test_the_order_of_rows_changes_nothing_and_the_seed_does(tmp_path):
     rows = [
         {"name": f"{n}", "label": TWO[n % 2], "image": picture(n - n % 5 if n % 11 == 0 else n)} for n in range(100)
