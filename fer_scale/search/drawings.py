@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 from markupsafe import Markup
@@ -42,22 +43,19 @@ def accuracy_against_compute(trials: Rows, families: Sequence[str]) -> Markup:
     return drawing.svg
 
 
-def best_so_far(ends: Series, accuracies: Series) -> Markup:
+def best_so_far(fits: Sequence[tuple[float, float]]) -> Markup:
     """The best validation accuracy known after so much wall time.
 
     Args:
-        ends: minutes since the search began at which each trial ended, ascending.
-        accuracies: of the same trials.
+        fits: minutes since the search began at which each fit ended, ascending, and its accuracy.
     """
-    best, seen = [], 0.0
-    for value in accuracies:
-        seen = max(seen, value)
-        best.append(seen)
+    ends, accuracies = zip(*fits, strict=True)
+    best = list(accumulate(accuracies, max))
     with plot(
         "Best validation accuracy so far, over time", "minutes since the start", "validation accuracy"
     ) as drawing:
         axes = drawing.axes
-        axes.scatter(ends, accuracies, s=14, color=MUTED, alpha=0.55, linewidths=0, label="a trial")
+        axes.scatter(ends, accuracies, s=14, color=MUTED, alpha=0.55, linewidths=0, label="a fit")
         axes.step(ends, best, where="post", color=colour(0), label="best so far")
         axes.set_xlim(left=0)
         percent_axis(axes.yaxis)

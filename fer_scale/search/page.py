@@ -105,7 +105,7 @@ def _drawings(
     importances: Mapping[str, float],
 ) -> dict[str, Any]:
     began = min(row["started"] for row in trials if row["started"] is not None)
-    ended = sorted((row for row in scored if row["ended"] is not None), key=lambda row: row["ended"])
+    fits = [fit for row in scored for fit in zip(row["scored"], row["scores"], strict=True) if fit[0] is not None]
     rungs = range(max(row["rung"] or 0 for row in trials) + 1)
     reached = [
         (name, [sum(row["family"] == name and (row["rung"] or 0) >= rung for row in trials) for rung in rungs])
@@ -114,9 +114,7 @@ def _drawings(
     priced = [row for row in scored if row["images_per_second"]]
     return {
         "compute": drawings.accuracy_against_compute(scored, families),
-        "history": drawings.best_so_far(
-            [(row["ended"] - began) / 60 for row in ended], [row["accuracy"] for row in ended]
-        ),
+        "history": drawings.best_so_far([((ended - began) / 60, accuracy) for ended, accuracy in sorted(fits)]),
         "rungs": drawings.survivors(["begun", *rungs[1:]], reached),
         "price": drawings.accuracy_against_price(priced, on_front, families) if priced else None,
         "importances": drawings.importances(importances) if importances else None,

@@ -32,6 +32,7 @@ TRIALS_SCHEMA = pa.schema(
         ("images_per_second", pa.float64()),
         ("price_per_million", pa.float64()),
         ("scores", pa.list_(pa.float64())),
+        ("scored", pa.list_(pa.float64())),
         ("seed", pa.int64()),
         ("status", pa.string()),
         ("reason", pa.string()),
@@ -42,7 +43,7 @@ TRIALS_SCHEMA = pa.schema(
 """``accuracy``, ``images_seen`` and ``seed`` are of the fit for the highest rung, ``compute_seconds`` of all fits;
 ``images_per_second`` is of one thread, by ONNX Runtime, and ``price_per_million`` the money for a million images on one
 core; both of the leaders alone. ``scores`` holds the accuracy at each rung from the lowest on (null where it was passed
-over), ``started`` and ``ended`` are unix seconds."""
+over) and ``scored`` when it came; these, ``started`` and ``ended`` are unix seconds."""
 
 OF_FIT = ("parameters", "weights", "images_seen", "accuracy", "accuracy_low", "accuracy_high")
 
@@ -62,6 +63,7 @@ def begun(fit: "Fit", started: float) -> dict[str, Any]:
         "rung": 0,
         "tie": False,
         "scores": [],
+        "scored": [],
         "seed": fit.seed,
         "status": "running",
         "reason": "",
@@ -82,8 +84,9 @@ def take_in(row: dict[str, Any], fit: "Fit", result: Mapping[str, Any], rungs: "
         row["status"] = "time budget" if result.get("cut") else "failed"
         row["reason"] = result["reason"] + (f" (on the way to rung {fit.rung})" if known else "")
         return
-    row["scores"] = [*row["scores"], *[None] * (fit.rung - len(row["scores"]))]
-    row["scores"][fit.rung - 1] = result["accuracy"]
+    for name, key in (("scores", "accuracy"), ("scored", "ended")):
+        row[name] = [*row[name], *[None] * (fit.rung - len(row[name]))]
+        row[name][fit.rung - 1] = result[key]
     if fit.rung < row["rung"]:  # a last fit, for a higher rung, was faster
         return
     row.update({key: result[key] for key in OF_FIT})

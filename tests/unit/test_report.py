@@ -63,6 +63,7 @@ def trials(count: int = 40) -> list[dict[str, Any]]:
         family = list(FAMILIES)[i % 6]
         rung = int(rng.choice([1, 1, 1, 2, 2, 3]))
         seconds = float(15 * 3**rung * rng.uniform(0.8, 1.2))
+        ended = 1.7e9 + 60 * i + seconds
         accuracy = float(np.clip(0.48 + 0.07 * rung + 0.02 * (i % 6) + rng.normal(0, 0.02), 0, 1))
         speed = 20000 / FAMILIES[family] if rung > 1 else None
         rows.append(
@@ -85,7 +86,9 @@ def trials(count: int = 40) -> list[dict[str, Any]]:
                 "status": "completed" if rung == 3 else "pruned",
                 "reason": "reached the highest rung" if rung == 3 else f"not promoted from rung {rung}",
                 "started": 1.7e9 + 60 * i,
-                "ended": 1.7e9 + 60 * i + seconds,
+                "ended": ended,
+                "scores": [accuracy - 0.02 * (rung - at) for at in range(1, rung + 1)],
+                "scored": [ended - 10 * (rung - at) for at in range(1, rung + 1)],
             }
         )
     best = ranked(rows)[0]
@@ -137,7 +140,7 @@ def test_search_report_of_a_single_trial(speed: float | None) -> None:
 def test_figures_on_one_page_share_no_names() -> None:
     drawn = [
         drawings.survivors(["begun", 1], [("cnn1", [3, 1]), ("resnet", [2, 2])]),
-        drawings.best_so_far([1, 2], [0.3, 0.5]),
+        drawings.best_so_far([(1, 0.3), (2, 0.5)]),
         figures.lines([("a", [1, 2], [3, 4]), ("b", [1, 2], [4, 3])], "two", "x", "y"),
         figures.reliability([], [{"confidence": 0.8, "accuracy": 0.7, "share": 1.0}], 1.2),
     ]
@@ -147,7 +150,7 @@ def test_figures_on_one_page_share_no_names() -> None:
 
 
 def test_the_same_figure_twice_is_the_same_text() -> None:
-    assert drawings.best_so_far([1], [0.5]) == drawings.best_so_far([1], [0.5])
+    assert drawings.best_so_far([(1, 0.5)]) == drawings.best_so_far([(1, 0.5)])
 
 
 def test_figure_titles_are_escaped() -> None:

@@ -357,6 +357,7 @@ class TestRecord:
         assert [r["status"] for r in table] == ["pruned", "completed", "failed", "pruned"]
         assert table[2]["reason"] == "DivergedError: no"
         assert table[1]["scores"] == pytest.approx([0.55, 0.6, 0.65])
+        assert table[1]["started"] < table[1]["scored"][0] < table[1]["scored"][1] < table[1]["scored"][2]
         assert (table[1]["confirmed"], table[1]["compute_seconds"]) == (pytest.approx(0.63), 6.0)
         assert done["best"]["trial_id"] == 1
         speed = table[1]["images_per_second"]
