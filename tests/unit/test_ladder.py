@@ -84,22 +84,25 @@ def play(
 
 @pytest.mark.parametrize("slots", [1, 2, 4, 8, 32])
 @pytest.mark.parametrize("minutes", [10, 20, 40, 480])
-def test_all_of_the_time_is_used_and_the_best_is_what_is_chosen(minutes: int, slots: int) -> None:
-    wrong = 0
+def test_all_of_the_time_is_used_and_what_is_chosen_is_confirmed(minutes: int, slots: int) -> None:
     for seed in range(3):
         played = play(60 * minutes, slots, seed=seed, pace=1.05)
         policy = played.policy
         assert played.ended <= 60 * minutes
         assert played.used > 0.93
         winner = policy.standings[played.winner]
-        wrong += winner.trial != 0
         assert winner.rung == policy.rungs.count
         assert winner.rung in winner.confirmed
         fits = [(choice.trial, choice.rung, choice.kind) for _, _, choice in played.began]
         assert len(set(fits)) == len(fits)
         last = [one for one in played.began if one[2].kind == "confirm"][-1]
         assert last[2].compute * 1.05 > 0.9 * policy.rungs.compute(policy.rungs.count)
-    assert wrong <= 1 or minutes * slots < 20, "the truly best, where there is time to tell: one in forty is bad luck"
+
+
+def test_the_truly_best_is_chosen_where_there_is_time_to_tell() -> None:
+    sizes = [(minutes, slots) for minutes in (10, 20, 40, 480) for slots in (1, 2, 4, 8, 32) if minutes * slots >= 20]
+    winners = [play(60 * minutes, slots, seed=seed, pace=1.05).winner for minutes, slots in sizes for seed in range(3)]
+    assert sum(winner != 0 for winner in winners) <= 1, "of 57 one may be bad luck: its scores are noisy"
 
 
 def test_the_best_family_has_a_score_at_the_second_rung_after_a_quarter_of_the_search() -> None:
