@@ -4,9 +4,9 @@
 
 Drawn faces, two small families, fits of some seconds. After each start it waits until the journal grows, then up to
 ten seconds more, and sends SIGKILL to the driver and to every process of its Ray. What stood in the journal at each
-kill must stand in the last table: every trial once, every score as it was, every fit that began with one result, and
-with the configuration and the seed that it began with. The
-results go to benchmarks/results/search_chaos.json.
+kill must stand in it at the next and in the last table: every trial once, every score as it was, every fit that began
+with one result, and with the configuration and the seed that it began with. The results go to
+benchmarks/results/search_chaos.json.
 """
 
 import argparse
@@ -46,7 +46,8 @@ def main() -> None:
     given = parser.parse_args()
     moments = random.Random(given.seed)
     kills: list[dict[str, Any]] = []
-    before: dict[str, list[dict[str, Any]]] = {}
+    before: list[dict[str, Any]] = []
+    lost = 0
     with tempfile.TemporaryDirectory(prefix="fer_scale-chaos-") as folder:
         draw(Path(folder) / "faces", 160, seed=0)
         fer_scale.ingest(Path(folder) / "faces", Path(folder) / "store", quiet=True)
@@ -60,13 +61,14 @@ def main() -> None:
             found = fits(out)
             kills.append({"ended": len(ended_fits(found)), "running": len(found) - len(ended_fits(found))})
             print(number + 1, kills[-1], f"{time.monotonic() - began:.0f} s", flush=True)
-            before = {"begun": found, "ended": ended_fits(found)}
+            lost += missing(before, found)
+            before = found
         subprocess.run(command(folder, out, "6h"), check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         result = {
             "date": date.today().isoformat(),
             "hardware": f"{platform.machine()}, {os.cpu_count()} cores",
             "kills": kills,
-            **judged(out, before),
+            **judged(out, before, lost),
         }
     given.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps({key: value for key, value in result.items() if key != "kills"}, indent=1))
@@ -113,18 +115,25 @@ def ended_fits(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [one for one in found if one["results"]]
 
 
-def judged(out: Path, before: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """What there is twice, and what is missing, of what stood in the journal at the last kill too."""
+def missing(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> int:
+    """Fits of the journal at one kill that it does not have later as they were, with the result that they had."""
+
+    def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+        return {**other, "results": other["results"][: len(one["results"])]} == one
+
+    return len(before) - sum(map(same, before, now))
+
+
+def judged(out: Path, before: list[dict[str, Any]], lost: int) -> dict[str, Any]:
+    """What there is twice, and what is missing, of what stood in the journal at a kill too."""
     found, rows = fits(out), pq.read_table(out / "trials.parquet").to_pylist()
     which = Counter((one["trial"], one["rung"], one["confirm"]) for one in found)
     scores = {row["trial_id"]: row["scores"] for row in rows}
     changed = [
         one["trial"]
-        for one in before.get("ended", [])
+        for one in ended_fits(before)
         if not one["confirm"] and scores[one["trial"]][one["rung"] - 1] != one["results"][0]["accuracy"]
     ]
-    told = [{**one, "results": None} for one in found]
-    lost = [one for one in before.get("begun", []) if {**one, "results": None} not in told]
     return {
         "trials": len(rows),
         "fits": len(found),
@@ -133,7 +142,7 @@ def judged(out: Path, before: dict[str, list[dict[str, Any]]]) -> dict[str, Any]
         "fits_twice": sum(count - 1 for count in which.values()),
         "fits_with_two_results": sum(len(one["results"]) > 1 for one in found),
         "fits_without_a_result": sum(not one["results"] for one in found),
-        "fits_begun_and_lost": len(lost),
+        "fits_lost_or_changed": lost + missing(before, found),
         "scores_changed": len(changed),
     }
 

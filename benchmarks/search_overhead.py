@@ -28,7 +28,7 @@ import fer_scale
 from fer_scale.faces.sample import draw
 from fer_scale.faces.store import Store
 from fer_scale.families import FAMILIES
-from fer_scale.search.record import Search
+from fer_scale.search.search import Search
 from fer_scale.search.study import Fit
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,7 +50,7 @@ def main() -> None:
         rows = play(store, f"{folder}/search", given.trials, given.slots, max(given.trials // 10, 1))
         began = time.process_time()
         with Search(f"{folder}/search", store, list(FAMILIES), {}, **options(given.slots, given.trials)) as search:
-            resumed = {"trials": len(search.table()), "cpu_seconds": round(time.process_time() - began, 1)}
+            resumed = {"trials": len(search.record.table()), "cpu_seconds": round(time.process_time() - began, 1)}
     result = {
         "date": date.today().isoformat(),
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores",

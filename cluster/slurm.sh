@@ -21,6 +21,7 @@ port=$((20000 + SLURM_JOB_ID % 20000))  # another one for each job: nodes may be
 # Other users reach these ports: only who knows the token is let in. It stays in this job's environment.
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN RAY_USAGE_STATS_ENABLED=0 RAY_ADDRESS="$address:$port"
 RAY_AUTH_TOKEN=$(python -c 'import secrets; print(secrets.token_hex(32))')
+export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # since Slurm 22.05 srun no longer takes it from sbatch
 resources=(--num-cpus="$SLURM_CPUS_PER_TASK" --num-gpus="${SLURM_GPUS_PER_TASK:-0}")
 scratch=/tmp/ray-$SLURM_JOB_ID  # short: Unix sockets lie below it
 

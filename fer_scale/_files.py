@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from operator import itemgetter
-from pathlib import Path
 from typing import IO, Any, cast
 
 import pyarrow
@@ -19,9 +18,9 @@ import pyarrow.fs
 from botocore.exceptions import ClientError
 
 from fer_scale import _s3, _s3_reading
+from fer_scale._paths import PathLike, normal
 from fer_scale.errors import InputError, MissingPathError
 
-PathLike = str | os.PathLike[str]
 CREATE_TRIES = 20
 """Of a conditional put that S3 asks to repeat, a quarter of a second later."""
 
@@ -33,39 +32,6 @@ class FileInfo:
     path: str
     size: int
     version: str
-
-
-def is_s3(path: PathLike) -> bool:
-    """Whether the path is in S3."""
-    return normal(path).startswith(_s3.SCHEME)
-
-
-def normal(path: PathLike) -> str:
-    """The path as an absolute local path or as ``s3://bucket/key`` without a slash at its end.
-
-    Raises:
-        InputError: the path is empty, or of a scheme other than s3:// and file://.
-    """
-    text = os.fspath(path)
-    if not text.strip():
-        raise InputError("an empty path was given", "a local path or s3://bucket/key", "name one")
-    if text.startswith("s3:/"):
-        bucket, key = _s3.split(text)
-        return f"{_s3.SCHEME}{bucket}/{key}".rstrip("/")
-    scheme, separator, rest = text.partition("://")
-    if separator and scheme != "file":
-        raise InputError(f"{text!r} has the scheme {scheme}://", "a local path or s3://", "copy the data there")
-    return os.path.abspath(os.path.expanduser(rest if separator else text))
-
-
-def join(path: PathLike, *parts: str) -> str:
-    """The path of something below `path`."""
-    return "/".join((normal(path).rstrip("/"), *(part.strip("/") for part in parts)))
-
-
-def name(path: PathLike) -> str:
-    """The last part of the path."""
-    return normal(path).rpartition("/")[2]
 
 
 @contextmanager
@@ -254,7 +220,10 @@ def _written_beside(path: str, data: bytes) -> Iterator[str]:
     os.makedirs(os.path.dirname(path), exist_ok=True)
     staged = beside(path, "partial")
     try:
-        Path(staged).write_bytes(data)
+        with open(staged, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())  # a machine that loses power leaves the old file or the new one, and no empty one
         yield staged
     finally:
         with suppress(FileNotFoundError):  # the write itself moved it away

@@ -15,17 +15,15 @@ from typing import Any
 from fer_scale import _s3
 from fer_scale._files import (
     FileInfo,
-    PathLike,
     beside,
     delete_keys,
     is_empty,
     list_files,
     list_s3,
-    name,
-    normal,
     of_os_error,
     translated,
 )
+from fer_scale._paths import PathLike, name, normal
 from fer_scale.errors import InputError, MissingPathError
 
 TRANSFERS = 8

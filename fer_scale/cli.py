@@ -150,8 +150,8 @@ def train(
         float | None, typer.Option(help="What is enough for cheapest, as 0.8.", show_default="a tie with the best")
     ] = None,
     family: Annotated[str | None, typer.Option(help="Fit this family's reference configuration.")] = None,
-    config: Annotated[str | None, typer.Option(help="Fit the configuration in this JSON file.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training faces.")] = None,
+    config: Annotated[str | None, typer.Option(help="Fit a configuration, JSON; a bundle's config.json too.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the faces; 24 without a budget.")] = None,
     time_budget: Annotated[str | None, typer.Option(help="Wall time, as 2h, 40m or 90s.")] = None,
     workers: Annotated[str, typer.Option(help="Workers that fit together: 4, or 2..8 as there is room.")] = "1",
     init_from: Annotated[str | None, typer.Option(help="Bundle whose weights to start from.")] = None,
@@ -322,6 +322,8 @@ def run(arguments: list[str]) -> int:
 
     signal.signal(signal.SIGTERM, stop)
     try:
+        if "--version" in arguments:  # after a verb, too
+            arguments = ["--version"]
         call = app(arguments, prog_name="fer-scale", standalone_mode=False)
         if not isinstance(call, Call):
             return call or 0  # the help or the version

@@ -76,7 +76,7 @@ class Cluster:
     ours: bool
     """Whether this process started it, so that it ends with this process."""
     memory: float = 0
-    """Bytes of the machine that has least."""
+    """Bytes of the machine that has least, of those that work."""
 
     @property
     def cpus(self) -> float:
@@ -225,7 +225,9 @@ def _found(ours: bool) -> Cluster:
     """What the cluster has now."""
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     machines = tuple(Machine(there.get("CPU", 0.0), there.get("GPU", 0.0)) for there in alive)
-    return Cluster(machines, ours, min((there.get("memory", 0.0) for there in alive), default=0.0))
+    # a head that offers no CPUs does no work
+    memory = min((there.get("memory", 0.0) for there in alive if there.get("CPU")), default=0.0)
+    return Cluster(machines, ours, memory)
 
 
 @contextmanager

@@ -156,12 +156,17 @@ def judge(
 
 
 def _versions(machine: Machine, own: Mapping[str, str]) -> Iterator[Finding]:
-    other = {key: version for key, version in machine.versions.items() if version != own.get(key)}
+    other = {key: version for key, version in machine.versions.items() if _public(version) != _public(own.get(key))}
     for key, version in other.items():
         said = f"{key} {version}, here {own.get(key)}"
         yield Finding("versions", "problem", said, "install one environment everywhere: pip install -c constraints.txt")
     if not other:
         yield Finding("versions", "ok", ", ".join(f"{key} {version}" for key, version in own.items()))
+
+
+def _public(version: str | None) -> str | None:
+    """Without what a build adds: torch for CPUs and for GPUs, 2.14.1+cpu and 2.14.1, are one version."""
+    return version and version.partition("+")[0]
 
 
 def _disk(machine: Machine) -> Finding:

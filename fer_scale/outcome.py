@@ -19,8 +19,9 @@ def explain(error: Exception, debug: bool) -> int:
         traceback.print_exception(error)
     if isinstance(ours, InputError):
         return fail(str(ours), 2)
-    said = f"{type(error).__name__}: {error}" if ours is None else str(ours)
-    return fail(said + ("" if debug else f" ({DEBUG_HINT})"), 1)
+    if ours is not None:
+        return fail(str(ours), 1)
+    return fail(f"{type(error).__name__}: {error}" + ("" if debug else f" ({DEBUG_HINT})"), 1)
 
 
 def fail(message: str, code: int) -> int:
@@ -58,12 +59,19 @@ def show(result: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(_plain(result)), flush=True)
         return
-    facts = {key: value for key, value in result.items() if isinstance(value, str | int | float)}
+    facts = {key: text for key, value in result.items() if (text := _text(value))}
     width = max(map(len, facts), default=0)
-    for key, value in facts.items():
-        text = f"{value:,.4g}" if isinstance(value, float) else str(value)
+    for key, text in facts.items():
         print(f"{key.replace('_', ' '):<{width}}  {text}")
     sys.stdout.flush()
+
+
+def _text(value: Any) -> str:
+    """A fact, or a few of them, as an interval; empty for what is more than that."""
+    if isinstance(value, list | tuple):
+        parts = [_text(one) for one in value if not isinstance(one, list | tuple)]
+        return ", ".join(parts) if len(parts) == len(value) and all(parts) else ""
+    return f"{value:,.4g}" if isinstance(value, float) else str(value) if isinstance(value, str | int) else ""
 
 
 def _plain(value: Any) -> Any:

@@ -14,6 +14,9 @@ import sys
 import time
 from pathlib import Path
 
+from fer_scale.faces.folders import Layout
+from fer_scale.faces.records import Columns
+
 ROOT = Path(__file__).resolve().parents[1]
 OUT = Path("build/demo")
 FACES = 2000
@@ -46,12 +49,10 @@ def draw(out: Path, count: int, seed: int) -> None:
 
 
 def classes_of(data: Path) -> str:
-    """The class folders of a user's own data, with or without train/val/test above them."""
-    folders = [entry for entry in data.iterdir() if entry.is_dir()]
-    splits = [folder for folder in folders if folder.name.lower() in ("train", "val", "calib", "test")]
-    above = splits or [data]
-    names = {entry.name for folder in above for entry in folder.iterdir() if entry.is_dir()}
-    return ",".join(sorted(name for name in names if not name.startswith(".")))
+    """The class folders of a user's own data, as ingest finds them."""
+    names = [path.relative_to(data).as_posix() for path in data.rglob("*") if path.is_file()]
+    layout = Layout({name.rpartition("/")[0] for name in names}, Columns(), ())
+    return ",".join(sorted({layout.of(name)[1] for name in names if layout.is_input(name)} - {""}))
 
 
 def main() -> None:

@@ -119,21 +119,25 @@ def _columns(path: str, names: Sequence[str], id_column: str) -> tuple[list[str]
     """Ids and counts ``[M, V]`` of one file; None where it has no such columns."""
     try:
         with storage.open_input(path) as file:
-            table = (
-                pyarrow.csv.read_csv(file) if path.lower().endswith(".csv") else _read_parquet(file, id_column, names)
-            )
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path} ({str(error)[:120]})", "a sound CSV or Parquet file", "check the file") from error
-    if table is None or id_column not in table.column_names:
-        return None
-    if set(names) <= set(table.column_names):
-        counts = np.column_stack([table[name].to_numpy().astype(np.float32) for name in names])
-    else:
-        lists = [name for name in table.column_names if _lists_of(table[name], len(names))]
-        if len(lists) != 1:
+            if path.lower().endswith(".csv"):
+                as_text = pyarrow.csv.ConvertOptions(column_types={id_column: pa.string()})  # 0001 is not 1
+                table = pyarrow.csv.read_csv(file, convert_options=as_text)
+            else:
+                table = _read_parquet(file, id_column, names)
+        if table is None or id_column not in table.column_names:
             return None
-        flat = table[lists[0]].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-        counts = flat.astype(np.float32).reshape(-1, len(names))
+        if set(names) <= set(table.column_names):
+            counts = np.column_stack([table[name].cast(pa.float32()).to_numpy() for name in names])
+        else:
+            lists = [name for name in table.column_names if _lists_of(table[name], len(names))]
+            if len(lists) != 1:
+                return None
+            table = table.filter(table[lists[0]].is_valid())
+            flat = table[lists[0]].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+            counts = flat.astype(np.float32).reshape(-1, len(names))
+    except (pa.ArrowException, OSError) as error:
+        expected = "a sound CSV or Parquet file with numbers as votes"
+        raise InputError(f"{path} ({str(error)[:120]})", expected, "check the file") from error
     ids = ["" if value is None else str(value).strip() for value in table[id_column].to_pylist()]
     named = [at for at, ident in enumerate(ids) if ident]
     return [ids[at] for at in named], counts[named]
@@ -152,10 +156,10 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def _lists_of(column: pa.ChunkedArray, length: int) -> bool:
-    """Whether every cell is a list of so many numbers."""
+    """Whether every cell is a list of so many numbers, or empty."""
     if not _is_list(column.type):
         return False
     kind = column.type.value_type
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
         return False
-    return bool(pc.list_value_length(column).unique().to_pylist() == [length])
+    return bool(pc.list_value_length(column).drop_null().unique().to_pylist() == [length])

@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,8 @@ from fer_scale.learning.batches import Batches, Feed
 from fer_scale.learning.budget import Budget
 from fer_scale.learning.checkpoints import Checkpoints
 from fer_scale.learning.configuration import Configuration
-from fer_scale.learning.loop import Learner, fit
+from fer_scale.learning.loop import DivergedError, Learner, fit
+from fer_scale.learning.plan import Plan
 from fer_scale.learning.stream import Opened, StreamedBatches, here
 from fer_scale.learning.workers import everywhere, from_first, place, summed
 
@@ -34,31 +34,7 @@ LEAST_SECONDS = 60.0
 """Of fitting by the clock that a slow start does not take away."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """One fit, as every worker is told it."""
-
-    store: str
-    checkpoints: str
-    configuration: dict[str, Any]
-    epochs: int | None
-    """None: by the clock."""
-    seconds: float | None
-    """Wall time from ``began`` to the last step."""
-    began: float
-    """Unix time at which the command began."""
-    init_from: str | None
-    """A bundle whose weights it begins with."""
-    seed: int
-    threads: int
-    """Of each worker."""
-    gpu: bool
-    """Whether each worker has a GPU."""
-    streamed: bool
-    """Whether faces are read as they are needed, rather than kept in memory."""
-
-
-def run(plan: Plan, report: Callable[[dict[str, Any]], None], opened: Opened = here) -> None:
+def run(plan: Plan, report: Callable[[dict[str, Any]], None], opened: Opened = here) -> FerScaleError | None:
     """Fit, from the last checkpoint where there is one; ``report`` gets the curve's row after every epoch.
 
     Each worker scores its share of val; only the first one writes, and the others wait for it.
@@ -67,6 +43,12 @@ def run(plan: Plan, report: Callable[[dict[str, Any]], None], opened: Opened = h
         plan: what is fitted, and on what.
         report: told after every checkpoint.
         opened: how a streamed fit reads its faces.
+
+    Returns:
+        The error that all workers end by at the same step, and that no restart mends.
+
+    Raises:
+        FerScaleError: this worker alone may have met it.
     """
     torch.set_num_threads(plan.threads)
     torch.manual_seed(plan.seed)
@@ -80,12 +62,15 @@ def run(plan: Plan, report: Callable[[dict[str, Any]], None], opened: Opened = h
     counts = [store.counts["train"].get(name, 0) for name in store.classes]
     learner = Learner(network, configuration.recipe, class_counts=counts, seed=plan.seed, device=device)
     batches, val = _data(plan, configuration, store, device, opened)
+    if state is not None:
+        checkpoints.load(learner, state)
+    # from here on all workers do the same, so nothing before may wait for another
+    start, first = from_first(max(time.time() - plan.began, 0.0), learner.step)
+    if learner.step != first:  # a restart looks again
+        raise FerScaleError(f"a worker finds the checkpoint of step {learner.step}, the first one that of {first:.0f}")
     if state is None:
-        (start,) = from_first(max(time.time() - plan.began, 0.0))
         state = {"files": [], "best_file": None, "start": start, "used": 0.0, "curve": []}
         state |= {"weights": network.weights, "frozen": network.frozen}
-    else:
-        checkpoints.load(learner, state)
     per_epoch = batches.steps_per_epoch
     per_round = _round(per_epoch, batches.size)
     steps = None if plan.epochs is None else plan.epochs * per_epoch
@@ -96,27 +81,34 @@ def run(plan: Plan, report: Callable[[dict[str, Any]], None], opened: Opened = h
         began, at = time.monotonic(), learner.step
         epoch, within = divmod(at, per_epoch)
         until = epoch * per_epoch + min((within // per_round + 1) * per_round, per_epoch)
-        loss = fit(learner, batches, until, _until_checkpoint(budget, at, state["curve"]))
+        try:
+            loss = fit(learner, batches, until, _until_checkpoint(budget, at, state["curve"]))
+        except DivergedError as error:
+            return error
         took = max(time.monotonic() - began, 1e-9)
         if learner.step == at:  # the time ended just now
             break
         learner.equalise()
+        (loss,) = summed(loss)
         row = {
             "epoch": learner.step / per_epoch,
             "progress": min(budget.progress(learner.step), 1.0),
             "step": learner.step,
-            "train_loss": loss,
+            "train_loss": loss / place()[1],
             **_score(learner, val()),
             "images_per_second": (learner.step - at) * batches.size / took,
             "seconds": round(budget.used, 3),
         }
-        is_best = row["val_accuracy"] >= max((past["val_accuracy"] for past in state["curve"]), default=-1.0)
         state["curve"].append(row)
+        # what a fit by epochs publishes is repeatable: where the clock asked for a checkpoint it is only to go on from
+        rivals = [one for one in state["curve"] if plan.epochs is None or one["step"] % per_epoch % per_round == 0]
+        is_best = row in rivals and row["val_accuracy"] >= max(one["val_accuracy"] for one in rivals)
         state["used"] = budget.used
         failed = _save(checkpoints, learner, state, is_best) if place()[0] == 0 else None
         if not everywhere(torch.tensor(failed is None, device=device)):
-            raise failed or FerScaleError("the first worker could not write a checkpoint")
+            return failed or FerScaleError("the first worker could not write a checkpoint")
         report(row)
+    return None
 
 
 def _data(

@@ -12,15 +12,15 @@ from safetensors.torch import load
 
 from fer_scale import bundle, storage
 from fer_scale.card import card
-from fer_scale.errors import FerScaleError
+from fer_scale.errors import InputError
 from fer_scale.faces.store import Store
 from fer_scale.families.network import Network
 from fer_scale.learning import metrics
 from fer_scale.learning.calibration import fit_temperature, probabilities
 from fer_scale.learning.checkpoints import Checkpoints
 from fer_scale.learning.configuration import Configuration
-from fer_scale.learning.epochs import Plan
 from fer_scale.learning.loop import logits
+from fer_scale.learning.plan import Plan
 from fer_scale.provenance import provenance
 
 CPU = torch.device("cpu")
@@ -51,11 +51,11 @@ def finish(plan: Plan, directory: Path) -> None:
     """Write the bundle of a fit into an empty local directory.
 
     Raises:
-        FerScaleError: the fit left no checkpoint.
+        InputError: the fit left no checkpoint.
     """
     state = Checkpoints(plan.checkpoints).state()
     if state is None or not state["best_file"]:
-        raise FerScaleError("the fit ended without one checkpoint; give it a larger budget")
+        raise InputError("a fit that ended without one checkpoint", "time for one step", "give a larger --time-budget")
     configuration = Configuration.from_dict(plan.configuration)
     faces = Store.open(plan.store)
     network = bundle.build(configuration, len(faces.classes), weights="none").eval()
@@ -78,6 +78,7 @@ def finish(plan: Plan, directory: Path) -> None:
         "weights": state["weights"],
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "epochs": round(state["curve"][-1]["epoch"], 2),
+        "step": int(state["best_file"].removeprefix("best-").removesuffix(".safetensors")),
         "fit_seconds": round(state["used"], 1),
         "seed": plan.seed,
         **provenance(),

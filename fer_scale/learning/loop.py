@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from fer_scale.errors import FerScaleError
+from fer_scale.errors import InputError
 from fer_scale.families.network import Network
 from fer_scale.learning.augment import DROPOUT, Augment, mix, seed_of
 from fer_scale.learning.average import Average
@@ -24,7 +24,7 @@ CHECKED_EVERY = 20
 SHOWN_IDS = 8
 
 
-class DivergedError(FerScaleError):
+class DivergedError(InputError):
     """The loss or its gradient is no longer a finite number."""
 
 
@@ -62,7 +62,8 @@ class Learner:
         """One step of the optimiser at ``factor`` times the recipe's rate.
 
         Returns:
-            The loss, still on the device; not a number where the gradient's norm is none, which spoils the weights.
+            The loss, still on the device, of which the mean over the workers is that of the global batch; not a number
+            where the gradient's norm is none, which spoils the weights.
         """
         self._parallel.train()
         # all that torch draws, such as dropout: a resumed fit draws the same, and each worker for itself
@@ -81,7 +82,8 @@ class Learner:
         self._optimizer.zero_grad(set_to_none=True)
         # workers' gradients are averaged: one with a row more than another has to count for more
         part = len(images) * batches.workers / batches.size
-        (loss * part).backward()  # type: ignore[no-untyped-call]
+        loss = loss * part
+        loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip)
         self._optimizer.step()
         if self._average is not None:
@@ -110,7 +112,7 @@ class Learner:
         """Everything that the next step depends on, as safetensors."""
         tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
         if self._average is not None:
-            tensors |= {f"average.module.{name}": value for name, value in self.best.state_dict().items()}
+            tensors |= {f"average.{name}": value for name, value in self.best.state_dict().items()}
         for index, values in self._optimizer.state_dict()["state"].items():
             tensors |= {
                 f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in values.items() if value is not None
@@ -122,7 +124,7 @@ class Learner:
         tensors = load(data)
         self.network.load_state_dict(_under(tensors, "network."))
         if self._average is not None:
-            self.best.load_state_dict(_under(tensors, "average.module."))
+            self.best.load_state_dict(_under(tensors, "average."))
         state: dict[int, dict[str, Tensor]] = {}
         parameters = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
         for name, value in _under(tensors, "optimizer.").items():
@@ -150,7 +152,7 @@ def logits(
 
 
 def fit(learner: Learner, batches: Feed, until: int, progress: Callable[[int], float]) -> float:
-    """Train up to step ``until``, or until the budget is spent; gives the mean training loss.
+    """Train up to step ``until``, or until the budget is spent; gives the mean loss of this worker's steps.
 
     Args:
         progress: the share of the budget that is spent before a step, which decides its learning rate; 1 ends the
@@ -187,19 +189,21 @@ def _finite(steps: list[tuple[Tensor, float]], learner: Learner, batches: Feed) 
         ids = batches.ids(at)
         named = ", ".join(ids[:SHOWN_IDS]) + (f" and {len(ids) - SHOWN_IDS} more" if len(ids) > SHOWN_IDS else "")
         raise DivergedError(
-            f"the loss or its gradient is not finite at step {at} (rate {rate:.3g}, faces {named}); "
-            "lower lr or clip, or look at these faces"
+            f"the loss or its gradient is not finite at step {at} (rate {rate:.3g}, faces {named})",
+            "finite numbers",
+            "lower lr or clip, or look at these faces",
         )
     return found.sum()
 
 
 def bfloat16_pays(network: Network, device: torch.device) -> bool:
-    """Whether a step is faster under autocast to bfloat16: on GPUs, and on CPUs with a matrix unit for it (AMX).
+    """Whether a step is faster under autocast to bfloat16: on GPUs (from Ampere on) and CPUs (with AMX) that have it.
 
-    Not on a CPU where the network has grouped convolutions: torch's gradients of depthwise ones are slower in bfloat16.
+    Older GPUs only emulate it. Not on a CPU where the network has grouped convolutions: torch's gradients of depthwise
+    ones are slower in bfloat16.
     """
     if device.type != "cpu":
-        return True
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     grouped = any(isinstance(layer, nn.Conv2d) and layer.groups > 1 for layer in network.modules())
     return bool(torch.cpu.get_capabilities().get("amx_bf16", False)) and not grouped
 
@@ -215,7 +219,7 @@ def anneal(recipe: Recipe, progress: float) -> float:
 def _parallel(network: Network) -> nn.Module:
     """The network, or what adds its gradients over the workers; made anew when other parameters are trained."""
     if place()[1] > 1:
-        return nn.parallel.DistributedDataParallel(network, broadcast_buffers=False)
+        return nn.parallel.DistributedDataParallel(network, forward_sync_buffers=False)
     return network
 
 

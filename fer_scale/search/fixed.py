@@ -104,6 +104,10 @@ def read(path: str) -> dict[str, Any]:
         values: dict[str, Any] = json.loads(text) if path.endswith(".json") else tomllib.loads(text)
     except ValueError as error:
         raise InputError(f"--space {path} ({error})", "TOML, or JSON in a file named .json", "correct it") from None
+    tables = [key for key in FAMILIES if isinstance(values, dict) and not isinstance(values.get(key, {}), dict)]
+    if not isinstance(values, dict) or tables:
+        received = f"{tables[0]} = {values[tables[0]]}" if tables else type(values).__name__
+        raise InputError(f"--space {path} with {received}", "names and values, a family's own in a table", "correct it")
     flat = {}
     for key, value in values.items():
         nested = {f"{key}.{name}": one for name, one in value.items()} if key in FAMILIES else {key: value}

@@ -13,8 +13,6 @@ from fer_scale.search.rows import interval, ranked, value
 
 COORDINATES = 60
 """Most trials, the best, that are drawn as lines through their parameters."""
-NOT_DRAWN = ("clip", "ema", "thaw")
-"""Of the recipe: never drawn by a search."""
 
 
 def page(trials: Sequence[Mapping[str, Any]], facts: Mapping[str, Any], importances: Mapping[str, float]) -> str:
@@ -58,9 +56,9 @@ def page(trials: Sequence[Mapping[str, Any]], facts: Mapping[str, Any], importan
 
 def _drawn(configuration: Mapping[str, Any]) -> dict[str, Any]:
     """What every family has, name to value, for the parallel coordinates."""
-    recipe = {key: known for key, known in configuration.get("recipe", {}).items() if key not in NOT_DRAWN}
     network = {key: known for key, known in configuration["network"].items() if key in ("dropout", "dense")}
-    return {"family": configuration["family"], **configuration.get("preprocessing", {}), **network, **recipe}
+    shared = {**configuration.get("preprocessing", {}), **network, **configuration.get("recipe", {})}
+    return {"family": configuration["family"], **shared}
 
 
 def _text(known: Any) -> str:

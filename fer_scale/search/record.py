@@ -1,347 +1,127 @@
-"""What a search leaves behind: journal, trials table, leaderboard, report. All of it is enough to go on from."""
+"""The rows of a search's trials, and the tables and pages that they are written into."""
 
-import contextlib
 import json
 import statistics
-import tempfile
 import time
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from collections.abc import Mapping
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fer_scale import storage
-from fer_scale.console import warn
-from fer_scale.errors import InputError
 from fer_scale.faces.store import Store
-from fer_scale.labelling.lease import Lease, LeaseLostError
-from fer_scale.learning import metrics
 from fer_scale.provenance import provenance
 from fer_scale.search import price, rows
-from fer_scale.search.journal import Journal
-from fer_scale.search.ladder import COUNTED, SHORT, Policy, Rungs
+from fer_scale.search.ladder import Rungs
 from fer_scale.search.page import page
-from fer_scale.search.progress import SearchProgress
-from fer_scale.search.study import Fit, Study, new_name
+from fer_scale.search.study import Fit
 
-SETTINGS = ("fingerprint", "families", "fixed", "seed")
-"""What must be the same for a search to go on."""
-ATTEMPTS = 2
-"""How often a fit is begun whose process dies: the first time it may have been the machine."""
-PRICING_SHARE, PRICING_SECONDS = 0.03, 60.0
-"""Share of the time, and most of it, that is kept for measuring what the leaders cost to use."""
 WRITING = 0.05
 """Share of the time that writing the tables may take; the journal is written in any case."""
 
 
-class Search:
-    """A search's folder, open: says what to fit next, keeps the rows, writes everything down as it comes."""
+class Record:
+    """What is known of each trial, as a row; trials table, leaderboard and report are made from the rows.
 
-    def __init__(
-        self,
-        out: str,
-        store: Store,
-        families: Sequence[str],
-        fixed: Mapping[str, Any],
-        *,
-        budget: float,
-        slots: int,
-        deadline: float,
-        seed: int,
-        max_trials: int | None = None,
-        price_per_hour: float | None = None,
-    ) -> None:
+    The files are written and never read: a search that goes on makes the rows anew from its journal.
+    """
+
+    def __init__(self, out: str, store: Store, rungs: Rungs, *, seed: int, price_per_hour: float | None) -> None:
+        self.rows: dict[int, dict[str, Any]] = {}
+        """By trial, as in :data:`rows.TRIALS_SCHEMA <fer_scale.search.rows.TRIALS_SCHEMA>`."""
         self._out = out
         self._store = store
-        self._settings: dict[str, Any] = {
-            "name": new_name(),
-            "fingerprint": store.fingerprint,
-            "families": list(families),
-            "fixed": dict(fixed),
-            "seed": seed,
-            "rungs": vars(Rungs.within(budget, slots, len(families))),
-            "seconds": 0.0,
-        }
-        self._take_over_settings()
-        self._earlier = float(self._settings["seconds"])
-        self._began = time.time()
-        self._end = deadline - self._earlier
-        self.deadline = self._end - min(PRICING_SHARE * budget, PRICING_SECONDS)
-        self.rungs = Rungs(**self._settings["rungs"])
-        self.progress = SearchProgress(families, self.rungs.count, self.deadline)
-        self._max_trials = max_trials
+        self._rungs = rungs
+        self._seed = seed
         self._price_per_hour = price_per_hour
-        faces = sum(store.counts["val"].values())
-        low, high = metrics.wilson_interval(faces / 2, faces)
-        self._policy = Policy(self.rungs, families, slots=slots, spread=(high - low) / 2)
-        self._rows: dict[int, dict[str, Any]] = {}
         self._confirmed: dict[tuple[int, int], Mapping[str, Any]] = {}
         """Results on a fresh seed, by trial and rung."""
-        self._first: dict[int, Fit] = {}
-        self._running: dict[int, tuple[Fit, float, float]] = {}
-        """By number: the fit, when it began, and the compute it was given."""
-        self._again: list[tuple[int, Fit]] = []
-        self._attempts: dict[int, int] = {}
-        self._paces: deque[tuple[float, float]] = deque(maxlen=20)
-        """Wall time and compute of the latest fits."""
         self._lost: list[float] = []
         self._written = (0.0, 0.0)
-        self._warned = False
 
-    def _take_over_settings(self) -> None:
-        """Those of the search that is gone on with, where there is one."""
-        path = storage.join(self._out, "search.json")
-        if not storage.exists(path):
-            return
-        earlier = storage.read_json(path)
-        for key in SETTINGS:
-            if earlier.get(key) != self._settings[key]:
-                raise InputError(
-                    f"--resume of {self._out} with {key} {self._settings[key]}",
-                    f"{earlier.get(key)} as the search began with",
-                    "give the same store and options, or another --out",
-                )
-        self._settings = earlier
+    def begins(self, fit: Fit, started: float) -> None:
+        """A fit begins, its trial's first or another."""
+        row = self.rows.setdefault(fit.trial, rows.begun(fit, started))
+        if not fit.confirm:
+            row["status"], row["reason"] = "running", f"fitted for rung {fit.rung}"
 
-    def __enter__(self) -> Self:
-        with contextlib.ExitStack() as stack:
-            self._lease = stack.enter_context(Lease(self._out, self._settings["name"]))
-            scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="fer_scale-search-"))
-            self._write_settings()
-            self._journal = Journal(self._out, Path(scratch) / "journal.log")
-            known = self._settings
-            self._study = Study(self._journal.backend, known["families"], known["fixed"], known["seed"], known["name"])
-            for fit, result in self._study.ended:
-                self._take(fit, result["started"])
-                self._put(fit, result)
-            for trial, speed in self._study.speeds.items():
-                self._price(trial, speed)
-            for number, fit in self._study.unfinished:
-                self._take(fit, time.time())
-                self._again.append((number, fit))
-            stack.enter_context(self.progress)
-            self._stack = stack.pop_all()
-        self._show()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        with self._stack:
-            if not isinstance(error, LeaseLostError):
-                self.write()
-                self._journal.close()
-
-    def _show(self) -> None:
-        busy = [fit.trial for fit, *_ in self._running.values()]
-        self.progress.show(self._rows.values(), busy)
-
-    def next(self) -> tuple[int, Fit] | None:
-        """The number and the fit that a free slot takes on; None where nothing is worth it now.
-
-        Raises:
-            LeaseLostError: another run goes on with this search.
-        """
-        self._lease.check()
-        wall, compute = (sum(part) for part in zip(*self._paces, strict=True)) if self._paces else (1.0, 1.0)
-        left, pace = self.deadline - time.time(), max(wall / compute, 1.0)
-        # one for which the time is too short stays open in the journal, for a resume with more of it
-        in_time = [one for one in self._again if SHORT * self.rungs.compute(one[1].rung) <= left / pace]
-        if in_time:
-            self._again.remove(in_time[0])
-            number, fit = in_time[0]
-            compute = self.rungs.compute(fit.rung)
-        else:
-            may_open = self._max_trials is None or len(self._rows) < self._max_trials
-            choice = self._policy.choose(left=left, pace=pace, may_open=may_open)
-            if choice is None:
-                return None
-            if choice.kind == "new":
-                number, fit = self._study.new()
-            else:
-                number, fit = self._study.again(
-                    self._first[choice.trial], choice.rung, confirm=choice.kind == "confirm"
-                )
-            compute = choice.compute
-            self._take(fit, time.time())
-            self._keep()  # killed now, the fit is known
-        self._running[number] = (fit, time.time(), compute)
-        self._show()
-        return number, fit
-
-    def compute(self, number: int) -> float:
-        """Compute of a fit under way, seconds: that of its rung, or more where it is its slot's last."""
-        return self._running[number][2]
-
-    @property
-    def running(self) -> int:
-        """Fits under way."""
-        return len(self._running)
-
-    def _take(self, fit: Fit, started: float) -> None:
-        self._policy.begins(fit.trial, fit.configuration["family"], fit.rung, fit.confirm)
-        self._first.setdefault(fit.trial, fit)
-        self._rows.setdefault(fit.trial, rows.begun(fit, started))
-
-    def _put(self, fit: Fit, result: Mapping[str, Any]) -> None:
-        accuracy, cut = result.get("accuracy"), result.get("cut", False)
-        self._policy.ends(fit.trial, fit.rung, accuracy, confirm=fit.confirm, cut=cut)
-        row = self._rows[fit.trial]
-        rows.take_in(row, fit, result, self.rungs)
-        if fit.confirm and accuracy is not None:
+    def ends(self, fit: Fit, result: Mapping[str, Any]) -> dict[str, Any]:
+        """A fit ended; the row of its trial."""
+        row = self.rows[fit.trial]
+        rows.take_in(row, fit, result, self._rungs)
+        if fit.confirm and result.get("accuracy") is not None:
             self._confirmed[fit.trial, fit.rung] = result
         rows.confirm(row, self._confirmed.get((fit.trial, row["rung"])))
         if "seconds" in result:  # between the choice of a fit and its first line, and from its last to here
             self._lost.append(result["ended"] - result["started"] - result["seconds"])
+        return row
 
-    def end(self, number: int, result: Mapping[str, Any]) -> None:
-        """A fit ended; from here on it is on record.
+    def priced(self, trial: int, speed: float) -> None:
+        """The images a second of a trial's network were measured."""
+        money = price.per_million(speed, self._price_per_hour)
+        self.rows[trial].update(images_per_second=speed, price_per_million=money)
 
-        Args:
-            number: of the fit.
-            result: what :meth:`Trial.score <fer_scale.search.trial.Trial.score>` gives and the ``share`` of the fit's
-                steps that were taken; or a ``reason`` for there being no accuracy, and whether its process ``died``.
-        """
-        self._lease.check()
-        fit, started, compute = self._running.pop(number)
-        self._attempts[number] = self._attempts.get(number, 0) + 1
-        if result.get("died") and self._attempts[number] < ATTEMPTS:
-            self._again.append((number, fit))
-            return
-        known = (*rows.OF_FIT, "compute_seconds", "share", "seconds", "reason")
-        kept = {key: result[key] for key in known if key in result}
-        kept |= {"started": started, "ended": time.time(), "top": fit.rung >= self.rungs.count}
-        if kept.get("share", 0) >= 1 and "seconds" in kept:
-            self._paces.append((kept["seconds"], compute))
-        if "accuracy" in kept:
-            kept["share"] *= compute / self.rungs.compute(fit.rung)
-            if kept["share"] < COUNTED and (fit.confirm or self._rows[fit.trial]["accuracy"] is not None):
-                del kept["accuracy"]
-                kept |= {"cut": True, "reason": f"given {100 * kept['share']:.0f} % of rung {fit.rung}, too little"}
-        self._study.end(number, fit, kept)
-        self._keep()
-        self._put(fit, kept)
-        row = self._rows[fit.trial]
-        if str(row["weights"]).startswith("none (") and not self._warned:
-            self._warned = True
-            warn(f"{row['family']} starts from scratch: weights {row['weights']}")
-        self._write_now_and_then()
-        self.progress.ended(row, fit.rung, kept)
-        self._show()
+    def close(self) -> None:
+        """No fit ends any more: a trial of which one began and did not come to its end has a row that says so."""
+        for row in self.rows.values():
+            if row["status"] == "running":
+                row["status"] = "failed" if row["accuracy"] is None else "time budget"
+                row["reason"] += ", and that did not end in time"
+                row["ended"] = row["ended"] or time.time()
 
-    def _ended(self) -> list[dict[str, Any]]:
+    def ended(self) -> list[dict[str, Any]]:
         """The rows of trials that have an ended fit."""
-        return [self._rows[number] for number in sorted(self._rows) if self._rows[number]["ended"] is not None]
+        return [self.rows[number] for number in sorted(self.rows) if self.rows[number]["ended"] is not None]
 
     def table(self) -> pa.Table:
         """The trials table, a row a trial."""
-        ended = self._ended()
+        ended = self.ended()
         rows.mark_ties(rows.ranked(ended))
         return pa.Table.from_pylist(ended, schema=rows.TRIALS_SCHEMA)
 
     def leaderboard(self) -> list[dict[str, Any]]:
         """The scored trials, best first; those whose interval holds the best's accuracy are marked as ties."""
-        ranked = rows.ranked(self._ended())
+        ranked = rows.ranked(self.ended())
         rows.mark_ties(ranked)
         return [
             {"rank": rank, **row, "configuration": json.loads(row["configuration"])}
             for rank, row in enumerate(ranked, 1)
         ]
 
-    def _write_now_and_then(self) -> None:
-        last, took = self._written
-        if time.time() - last >= took / WRITING:
-            self._bravely(self.write)
-
-    def _keep(self) -> None:
-        self._bravely(self._journal.keep)
-
-    def _bravely(self, write: Callable[[], None]) -> None:
-        """Write what will be written again: a disk or an S3 that errs for a while does not end the search."""
-        try:
-            write()
-        except LeaseLostError:
-            raise
-        except Exception as error:
-            warn(f"SEARCH could not be written, it is tried again after the next fit: {error}")
-
-    def write(self) -> None:
-        """Write journal, table and leaderboard, each file at once; the journal first, for it is the truth.
-
-        Raises:
-            LeaseLostError: another run goes on with this search.
-        """
-        self._lease.check()
-        began = time.time()
-        self._journal.keep()
-        sink = pa.BufferOutputStream()
-        pq.write_table(self.table(), sink)
-        storage.write_bytes(storage.join(self._out, "trials.parquet"), sink.getvalue().to_pybytes())
-        board = {"classes": self._store.classes, **self._facts(), "trials": self.leaderboard()}
-        storage.write_bytes(storage.join(self._out, "leaderboard.json"), json.dumps(board, indent=2).encode())
-        self._write_settings()
-        self._written = (time.time(), time.time() - began)
-
-    def _write_settings(self) -> None:
-        self._settings["seconds"] = round(self.seconds, 1)
-        storage.write_bytes(storage.join(self._out, "search.json"), json.dumps(self._settings, indent=2).encode())
-
-    @property
-    def seconds(self) -> float:
-        """Wall time of the search so far, earlier runs counted in."""
-        return self._earlier + time.time() - self._began
-
-    def _facts(self) -> dict[str, Any]:
+    def facts(self, seconds: float) -> dict[str, Any]:
+        """What holds for the whole search, after so many seconds of wall time."""
         return {
             "lost_seconds_a_fit": round(statistics.median(self._lost), 2) if self._lost else None,
             "store": self._store.path,
             "fingerprint": self._store.fingerprint,
-            "seed": self._settings["seed"],
+            "seed": self._seed,
             "price_per_hour": self._price_per_hour,
-            "rungs": [round(self.rungs.compute(rung), 1) for rung in range(1, self.rungs.count + 1)],
-            "compute_seconds": round(sum(row["compute_seconds"] for row in self._rows.values()), 1),
-            "seconds": round(self.seconds, 1),
+            "rungs": [round(self._rungs.compute(rung), 1) for rung in range(1, self._rungs.count + 1)],
+            "compute_seconds": round(sum(row["compute_seconds"] for row in self.rows.values()), 1),
+            "seconds": round(seconds, 1),
             **provenance(),
         }
 
-    def price(self) -> None:
-        """Measure what the leaders cost to use, as far as the time goes."""
-        known = self._study.speeds
-        for trial, speed in price.measured(rows.ranked(self._ended()), known, len(self._store.classes), self._end):
-            self._study.measured(trial, speed)
-            self._price(trial, speed)
+    @property
+    def due(self) -> bool:
+        """Whether the tables may be written again without taking too much of the time."""
+        last, took = self._written
+        return time.time() - last >= took / WRITING
 
-    def _price(self, trial: int, speed: float) -> None:
-        money = price.per_million(speed, self._price_per_hour)
-        self._rows[trial].update(images_per_second=speed, price_per_million=money)
+    def write(self, seconds: float) -> None:
+        """Write table and leaderboard, each file at once."""
+        began = time.time()
+        sink = pa.BufferOutputStream()
+        pq.write_table(self.table(), sink)
+        storage.write_bytes(storage.join(self._out, "trials.parquet"), sink.getvalue().to_pybytes())
+        board = {"classes": self._store.classes, **self.facts(seconds), "trials": self.leaderboard()}
+        storage.write_bytes(storage.join(self._out, "leaderboard.json"), json.dumps(board, indent=2).encode())
+        self._written = (time.time(), time.time() - began)
 
-    def finish(self) -> dict[str, Any]:
-        """Measure the leaders' prices and write everything, the report too; what `tune` gives back.
-
-        Raises:
-            InputError: no trial got a score.
-        """
-        self.price()
-        self.write()
-        board = self.leaderboard()
-        if not board:
-            reasons = "; ".join(sorted({str(row["reason"]) for row in self._ended()})) or "none began"
-            raise InputError(
-                f"a search without one scored trial ({reasons})",
-                "at least one",
-                "give a larger --time-budget",
-            )
-        lowest = {number: row["scores"][0] for number, row in self._rows.items() if row["scores"]}
-        html = page(self.table().to_pylist(), self._facts(), self._study.importances(lowest))
-        storage.write_bytes(storage.join(self._out, "report.html"), html.encode())
-        return {
-            "search": self._out,
-            "best": board[0],
-            "trials": len(self._rows),
-            "report": storage.join(self._out, "report.html"),
-            **{key: self._facts()[key] for key in ("compute_seconds", "seconds")},
-        }
+    def write_report(self, seconds: float, importances: Mapping[str, float]) -> str:
+        """Write the page to look at; where it is."""
+        path = storage.join(self._out, "report.html")
+        html = page(self.table().to_pylist(), self.facts(seconds), importances)
+        storage.write_bytes(path, html.encode())
+        return path

@@ -76,6 +76,8 @@ def take_in(row: dict[str, Any], fit: "Fit", result: Mapping[str, Any], rungs: "
     row["compute_seconds"] = round(row["compute_seconds"] + result.get("compute_seconds", 0.0), 3)
     row["ended"] = result["ended"]
     if fit.confirm:
+        if result.get("accuracy") is None:
+            row["reason"] += f"; on a fresh seed: {result['reason']}"
         return
     if result.get("accuracy") is None:
         known = row["accuracy"] is not None
@@ -127,10 +129,20 @@ def interval(row: Mapping[str, Any]) -> tuple[float, float]:
 def ranked(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The scored rows, best first: by rung, then what was confirmed, then by value.
 
-    A high score at a low rung is luck more often than not, and so is one that no second seed has confirmed.
+    A high score at a low rung is luck more often than not, and so is one that no second seed has confirmed, unless val
+    can tell it from the best that was: then it goes first.
     """
     scored = [row for row in rows if row["accuracy"] is not None]
-    return sorted(scored, key=lambda row: (-row["rung"], row["confirmed"] is None, -value(row), row["parameters"]))
+    confirmed: dict[int, float] = {}
+    for row in scored:
+        if row["confirmed"] is not None:
+            confirmed[row["rung"]] = max(value(row), confirmed.get(row["rung"], 0.0))
+
+    def place(row: dict[str, Any]) -> tuple[float, ...]:
+        doubtful = row["confirmed"] is None and interval(row)[0] <= confirmed.get(row["rung"], 0.0)
+        return -row["rung"], doubtful, -value(row), row["parameters"]
+
+    return sorted(scored, key=place)
 
 
 def mark_ties(scored: Sequence[dict[str, Any]]) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import optuna
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import BaseJournalBackend
 from optuna.trial import TrialState
 
 from fer_scale.errors import InputError
@@ -54,7 +54,7 @@ class Study:
     """
 
     def __init__(
-        self, backend: JournalFileBackend, families: Sequence[str], fixed: Mapping[str, Any], seed: int, name: str
+        self, backend: BaseJournalBackend, families: Sequence[str], fixed: Mapping[str, Any], seed: int, name: str
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._study = optuna.create_study(

@@ -76,8 +76,7 @@ def evaluate(
             f"{model.name}: accuracy {percent(own['accuracy'])} ({interval(*own['accuracy_interval'])}), "
             f"macro-F1 {own['macro_f1']:.3f}, {own['n']:,} faces"
         )
-    say(f"report: {storage.join(out, 'report.html')}")
-    return result
+    return {**result, "report": storage.join(out, "report.html")}
 
 
 def _load(path: str, store: Store) -> Bundle:

@@ -135,7 +135,10 @@ def _votes(
     columns: Columns,
     labels: Labels,
 ) -> Votes | None:
-    if (path is None) != (names is None) or (needed and path is None):
+    if needed and path is None and names is None:
+        expected = "--votes FILE and --votes-classes A,B,... too"
+        raise InputError("--label-from-votes without votes", expected, "give both, or leave it out")
+    if (path is None) != (names is None):
         received = f"{'no' if path is None else 'a'} votes file and {'no' if names is None else 'some'} votes classes"
         raise InputError(received, "both or neither", "give --votes FILE and --votes-classes A,B,...")
     if path is None or names is None:

@@ -1,8 +1,8 @@
 """train: fit one configuration with Ray Train, and publish the model bundle."""
 
 import contextlib
-import json
 import os
+import platform
 import tempfile
 import threading
 import time
@@ -24,14 +24,17 @@ from fer_scale.faces.store import Store
 from fer_scale.faces.windows import decoded_bytes
 from fer_scale.learning.checkpoints import Checkpoints
 from fer_scale.learning.configuration import Configuration
-from fer_scale.learning.epochs import Plan, begin, run
+from fer_scale.learning.epochs import CHECKPOINT_SECONDS, begin, run
 from fer_scale.learning.finish import finish, seconds_needed
+from fer_scale.learning.plan import Plan, check_same, source
 from fer_scale.search.price import pick as picked
 from fer_scale.verbs.train_stream import READER_CPUS, opened, readers
 
 DEFAULT_EPOCHS = 24
 MAX_FAILURES = 3
 """Workers that may die, for each where their number is elastic: there machines are meant to go."""
+RESIZE_SECONDS = 3 * CHECKPOINT_SECONDS
+"""Between two looks whether there is room for more workers: they cost what came after the last checkpoint."""
 
 
 def train(
@@ -65,7 +68,7 @@ def train(
         pick: of the search: ``best``, or ``cheapest`` to use of those that are accurate enough.
         min_accuracy: what is enough for ``cheapest``, on val; None takes those that val cannot tell from the best.
         family: fit the reference configuration of this family.
-        config: a JSON file with a configuration; what it leaves out is the family's reference.
+        config: a JSON file with a configuration, or a bundle's config.json; what is left out is the family's reference.
         epochs: passes over the train split; 24 where no time budget is given either.
         time_budget: wall time in seconds, or text like ``20m``; the learning rate anneals by the clock.
         workers: processes that share each batch; one takes all of a machine's cores as threads. ``2..8`` begins with as
@@ -74,9 +77,9 @@ def train(
         init_from: a bundle whose backbone the fit begins with, and whose head where the classes are the same.
         test_time_flip: average over each picture and its mirror image, wherever the bundle is used: twice the compute.
         memory_limit: most bytes of decoded faces that a worker keeps, or text like ``8GB``; what needs more is read by
-            Ray Data as the fit goes. A quarter of the machine's memory, shared by its workers, if not given.
+            Ray Data as the fit goes. If not given, a quarter of what Ray has on a machine, shared by its workers.
         resume: go on from the last checkpoint in ``out``.
-        overwrite: replace what is in ``out``.
+        overwrite: replace what is in ``out``, once the new bundle is complete.
         seed: of the weights, the order of the batches and the augmentation.
         quiet: no progress.
 
@@ -101,16 +104,21 @@ def train(
     limit = None if memory_limit is None else parse_bytes(memory_limit, "memory-limit")
     inputs = [path for path in (store, from_search, config, init_from) if path]
     storage.check_output(out, overwrite=overwrite, resume=resume, inputs=inputs)
-    if resume and storage.exists(storage.join(out, "config.json")):
+    checkpoints = storage.join(out, "fit")
+    done = storage.exists(storage.join(out, "config.json"))
+    if resume and done and not storage.exists(storage.join(checkpoints, "plan.json")):  # that is of its successor
+        made = Bundle.load(out)
+        known = {**made.config, "fingerprint": made.config["data_fingerprint"], "configuration": made.configuration()}
+        check_same(known, {"configuration": configuration, "seed": seed, **source(faces)})
         say(f"{out} is a finished bundle: nothing left to do")
-        return _summary(Bundle.load(out), out, time.time() - began)
+        return _summary(made, out, time.time() - began)
     with connected(cpus=low) as cluster:
         gpus = int(cluster.gpus >= 1)
         cluster = cluster.require(one=1, one_gpus=gpus, processes=low)
         threads = cluster.threads(high, gpus)
         plan = Plan(
             store=store,
-            checkpoints=storage.join(out, "fit"),
+            checkpoints=checkpoints,
             configuration=configuration.to_dict(),
             epochs=(epochs or DEFAULT_EPOCHS) if seconds is None else None,
             seconds=seconds and max(seconds - seconds_needed(configuration, faces), seconds / 2),
@@ -122,13 +130,13 @@ def train(
             streamed=decoded_bytes(faces, configuration.preprocessing)
             > (limit or cluster.memory / 4 / cluster.together(high, threads, gpus)),
         )
+        if not resume:
+            begin(plan, faces.classes)  # what cannot be had is said before anything starts
+        if overwrite:
+            storage.delete(plan.checkpoints)  # a bundle that is there stays until the new one takes its place
+        plan = plan.laid_down(faces)
         if plan.streamed:
             say("the faces are more than the memory limit: they are read as the fit goes")
-        if not resume:
-            begin(plan, faces.classes)  # what cannot be had must not cost what is there
-        if overwrite:
-            storage.delete(out)
-        _fix(plan, faces)
         _fit(plan, low, high)
         with storage.publishing(out, overwrite=True, last="config.json") as staging:
             finish(plan, staging)
@@ -137,14 +145,17 @@ def train(
 
 def _worker(told: dict[str, Any]) -> FerScaleError | None:
     """What each worker of Ray Train runs; gives the error that ends all of them alike and that no restart mends."""
+    plan = Plan(**told)
     try:
-        plan = Plan(**told)
-        run(plan, lambda row: ray.train.report({"epoch": row["epoch"]}), opened(plan.threads))
+        if not storage.exists(plan.path):
+            expected = "a folder that all machines share, or s3://"
+            raise InputError(f"{plan.checkpoints} is not there on {platform.node()}", expected, "give another --out")
+        return run(plan, lambda row: ray.train.report({"epoch": row["epoch"]}), opened(plan.threads))
     except FerScaleError as error:
-        if isinstance(error, InputError) and storage.is_outage(error):
+        # of several workers it may be the only one that failed, and the others wait for it: Ray begins anew with all
+        if ray.train.get_context().get_world_size() > 1 or (isinstance(error, InputError) and storage.is_outage(error)):
             raise
         return error
-    return None
 
 
 def _cpus(plan: Plan) -> float:
@@ -175,6 +186,7 @@ def _fit(plan: Plan, low: int, high: int) -> None:
                 num_workers=low if low == high else (low, high),  # type: ignore[arg-type]  # the types are of the deprecated one
                 use_gpu=plan.gpu,
                 resources_per_worker={"CPU": _cpus(plan), "GPU": int(plan.gpu)},
+                elastic_resize_monitor_interval_s=RESIZE_SECONDS,  # type: ignore[call-arg]
             ),
             run_config=ray.train.RunConfig(  # the types describe the deprecated one
                 storage_path=scratch,
@@ -206,17 +218,23 @@ def _shown(plan: Plan) -> Iterator[None]:
     checkpoints, done = Checkpoints(plan.checkpoints), threading.Event()
     pause = 5.0 if storage.is_s3(plan.checkpoints) else 1.0
 
+    def curve() -> list[dict[str, Any]]:
+        with contextlib.suppress(FerScaleError):  # of an outage that lasts the fit itself tells
+            if state := checkpoints.state():
+                return list(state["curve"])
+        return []
+
     def watch() -> None:
-        shown = len((checkpoints.state() or {"curve": []})["curve"])
+        shown = len(curve())
         with progress("fitting", 100) as meter:
             while not done.wait(pause):
-                curve = (checkpoints.state() or {"curve": []})["curve"]
-                for row in curve[shown:]:
+                rows = curve()
+                for row in rows[shown:]:
                     rate = f"{row['images_per_second']:.0f} images/s"
                     scores = f"loss {row['train_loss']:.4f}, val {row['val_accuracy']:.4f}"
                     note = f"epoch {row['epoch']:.1f}: {scores}, {rate}"
                     meter.advance(round(100 * row["progress"]) - meter.done, note)
-                shown = len(curve)
+                shown = max(shown, len(rows))
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -257,7 +275,9 @@ def _configuration(
     if family:
         return Configuration.reference(family)
     if config:
-        return Configuration.from_dict(storage.read_json(storage.normal(config)))
+        values = storage.read_json(storage.normal(config))
+        of_bundle = isinstance(values, dict) and "model_id" in values
+        return Configuration.from_dict(values["configuration"] if of_bundle else values)
     return picked(storage.normal(from_search or ""), pick, min_accuracy)
 
 
@@ -279,23 +299,3 @@ def _workers(workers: int | str, batch_size: int) -> tuple[int, int]:
         expected = f"at most {batch_size // 2}, for two faces of a batch of {batch_size} each"
         raise InputError(f"workers {workers}", expected, "ask for fewer, or a larger batch_size if train has the faces")
     return int(ends[0]), int(ends[1])
-
-
-def _fix(plan: Plan, faces: Store) -> None:
-    """Lay down what the fit is, or refuse to go on with another one from its checkpoints.
-
-    Raises:
-        InputError: something is not as the fit began with.
-    """
-    path = storage.join(plan.checkpoints, "plan.json")
-    mine = {key: asdict(plan)[key] for key in ("configuration", "epochs", "init_from", "seed")}
-    mine |= {"fingerprint": faces.fingerprint, "classes": faces.classes}
-    if not storage.exists(path):
-        storage.write_bytes(path, json.dumps(mine).encode())
-    elif (theirs := storage.read_json(path)) != mine:
-        changed = [key for key in mine if theirs.get(key) != mine[key]]
-        raise InputError(
-            f"--resume with another {', '.join(changed)}",
-            "what the fit began with",
-            "repeat its command, or --overwrite",
-        )

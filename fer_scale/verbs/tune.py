@@ -11,6 +11,7 @@ from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fer_scale import storage
+from fer_scale.arguments import words
 from fer_scale.cluster import connected, variables
 from fer_scale.console import set_quiet, warn
 from fer_scale.durations import parse_bytes, parse_seconds
@@ -19,7 +20,7 @@ from fer_scale.faces.store import Store
 from fer_scale.families import FAMILIES
 from fer_scale.search.fixed import check_fixed
 from fer_scale.search.fixed import read as read_space
-from fer_scale.search.record import Search
+from fer_scale.search.search import Search
 from fer_scale.verbs.tune_trial import Climber, Pictures
 
 UNLIMITED = 10**9
@@ -70,7 +71,8 @@ class Proposer(Searcher):
             return
         if error or result is None:
             result = {"died": True, "reason": "its process died (killed, or out of memory)"}
-        self._search.end(number, result)
+        if not self._search.end(number, result):
+            return
         self._failures = self._failures + 1 if "reason" in result else 0
         if self._failures == FAILURES:
             warn(f"{FAILURES} fits in a row failed, the last with: {result['reason']}. The search ends")
@@ -90,7 +92,7 @@ def tune(
     store: storage.PathLike,
     *,
     out: storage.PathLike,
-    families: Sequence[str] | None = None,
+    families: Sequence[str] | str | None = None,
     time_budget: str | float = "40m",
     max_trials: int | None = None,
     fix: Mapping[str, Any] | None = None,
@@ -126,7 +128,8 @@ def tune(
         quiet: no progress.
 
     Returns:
-        search, best (its row), trials, compute_seconds, seconds.
+        search, best (its row), its family, val_accuracy and val_accuracy_interval, trials, report, compute_seconds,
+        seconds.
 
     Raises:
         InputError: no store, an unknown family or name, ``out`` not empty, or more asked for than the cluster has.
@@ -173,7 +176,7 @@ def tune(
                 gpu=gpus > 0,
             )
             resources = {"cpu": cpus_per_trial, "gpu": gpus}
-            _run(ray.tune.with_resources(trial, resources), Proposer(search), slots, deadline + OVERTIME)
+            _run(ray.tune.with_resources(trial, resources), Proposer(search), slots, search.deadline + OVERTIME)
             return search.finish()
 
 
@@ -212,8 +215,8 @@ def _check_numbers(max_trials: int | None, cpus: float, gpus: float | None, pric
         raise InputError(f"cpus-per-trial {cpus}", "more than 0", "give a larger number")
 
 
-def _check_families(names: Sequence[str] | None) -> list[str]:
-    chosen = list(dict.fromkeys(names or FAMILIES))
+def _check_families(names: Sequence[str] | str | None) -> list[str]:
+    chosen = list(dict.fromkeys(words(names) or FAMILIES))
     for name in chosen:
         if name not in FAMILIES:
             raise InputError(f"family {name!r}", f"among {', '.join(FAMILIES)}", "correct the name")

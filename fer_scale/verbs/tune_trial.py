@@ -27,9 +27,12 @@ HEAD_EPOCHS = 40
 """Most epochs of a head on features: a step of it takes about a millisecond, and a rung would be hundreds of epochs."""
 
 
-@ray.remote(num_cpus=0)
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class Pictures:
-    """Decodes a split once for each input size and lays it into the object store, where trials share it."""
+    """Decodes a split once for each input size and lays it into the object store, where trials share it.
+
+    Killed, as for want of memory, it begins anew with nothing, and decodes again what it is asked for.
+    """
 
     def __init__(self, store: str, features_limit: float = math.inf) -> None:
         self._store = Store.open(store)

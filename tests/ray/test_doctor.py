@@ -115,6 +115,12 @@ def test_machines_that_are_not_well(
     assert wrong[0].fix
 
 
+def test_torch_for_gpus_and_for_cpus_are_one_version() -> None:
+    own = {**WELL.versions, "torch": "2.14.1+cpu"}
+    found = judge({"a": replace(WELL, versions={**own, "torch": "2.14.1"})}, {"a": {}}, own)
+    assert {one.level for one in found} == {"ok"}
+
+
 def test_machines_that_share_no_folder(tmp_path: Path) -> None:
     probe, problems = begin_probe(str(tmp_path / "here"))
     assert not problems

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from fer_scale.cluster import connected
 from fer_scale.errors import InputError
 from fer_scale.faces.sample import draw
 from fer_scale.faces.store import Store
+from fer_scale.learning.loop import DivergedError
 from fer_scale.predictor import Predictor
 
 NETWORK = {"variant": "slim10", "width": 0.25, "weights": "none", "dense": "none", "dropout": 0.0}
@@ -114,6 +116,8 @@ def test_a_finished_bundle_has_nothing_left_to_resume(
 ) -> None:
     again = fer_scale.train(store, out=trained[0], config=config, epochs=6, resume=True, quiet=True)
     assert again["model_id"] == trained[1]["model_id"]
+    with pytest.raises(InputError, match="another seed"):
+        fer_scale.train(store, out=trained[0], config=config, epochs=6, resume=True, seed=1, quiet=True)
     with pytest.raises(InputError, match=r"--resume|--overwrite"):
         fer_scale.train(store, out=trained[0], config=config, epochs=6, quiet=True)
 
@@ -143,15 +147,27 @@ def test_an_elastic_fit_takes_the_workers_that_there_is_room_for(store: Path, co
     assert result["epochs"] == 2
 
 
-def test_a_backbone_is_carried_over(
-    trained: tuple[Path, dict[str, Any]], store: Path, config: Path, tmp_path: Path
-) -> None:
+def test_a_backbone_is_carried_over(trained: tuple[Path, dict[str, Any]], store: Path, tmp_path: Path) -> None:
+    config = trained[0] / "config.json"
     fer_scale.train(store, out=tmp_path / "b", config=config, epochs=1, init_from=trained[0], quiet=True)
     assert Bundle.load(tmp_path / "b").config["weights"] == f"bundle {trained[1]['model_id']} with its head"
     other = tmp_path / "other.json"
     other.write_text(json.dumps({**CONFIGURATION, "network": {**NETWORK, "width": 0.5}}))
     with pytest.raises(InputError, match="same backbone"):
         fer_scale.train(store, out=tmp_path / "c", config=other, epochs=1, init_from=trained[0], quiet=True)
+
+
+def test_a_fit_that_diverges_says_so_and_leaves_the_bundle_that_it_was_to_replace(
+    trained: tuple[Path, dict[str, Any]], store: Path, tmp_path: Path
+) -> None:
+    out, config = tmp_path / "b", tmp_path / "wild.json"
+    shutil.copytree(trained[0], out)
+    # each step's decay takes ten times the weights from themselves
+    wild = {"optimizer": "sgd", "lr": 10.0, "weight_decay": 1.0, "warmup": 0.0, "batch_size": 16}
+    config.write_text(json.dumps({"family": "cnn1", "network": {"width": 0.25}, "recipe": wild}))
+    with pytest.raises(DivergedError, match=r"not finite at step \d+"):
+        fer_scale.train(store, out=out, config=config, epochs=30, overwrite=True, quiet=True)
+    assert Bundle.load(out).model_id == trained[1]["model_id"]
 
 
 @pytest.mark.slow
@@ -170,10 +186,11 @@ def wait_for(path: Path, seconds: float = 120) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_worker_is_replaced_and_goes_on(store: Path, config: Path, tmp_path: Path) -> None:
-    out = tmp_path / "b"
+def test_a_killed_worker_of_two_is_replaced_and_both_go_on(store: Path, tmp_path: Path) -> None:
+    out, thawing = tmp_path / "b", tmp_path / "thawing.json"
+    thawing.write_text(json.dumps({**CONFIGURATION, "recipe": {**CONFIGURATION["recipe"], "thaw": 0.5}}))  # type: ignore[dict-item]
     with ThreadPoolExecutor(1) as pool:
-        fit = pool.submit(fer_scale.train, store, out=out, config=config, epochs=12, quiet=True)
+        fit = pool.submit(fer_scale.train, store, out=out, config=thawing, epochs=12, workers=2, quiet=True)
         wait_for(out / "fit" / "state.json")
         workers = [p for p in psutil.Process().children(True) if "RayTrainWorker" in " ".join(p.cmdline())]
         assert workers

@@ -24,7 +24,7 @@ from fer_scale.cluster import connected
 from fer_scale.errors import InputError
 from fer_scale.faces.images import Preprocessing
 from fer_scale.faces.sample import draw
-from fer_scale.faces.store import Store
+from fer_scale.faces.store import Faces, Store
 from fer_scale.families.network import Network
 from fer_scale.learning.configuration import Configuration
 from fer_scale.search import price
@@ -105,6 +105,7 @@ def test_an_output_that_is_not_empty_is_refused(searched: tuple[Path, dict[str, 
     ("options", "said"),
     [
         ({"families": ["vgg"]}, "vgg.*cnn1.*efficientnet"),
+        ({"families": "cnn1,vgg"}, "family 'vgg'"),
         ({"fix": {"rate": "1"}}, "rate=1"),
         ({"cpus_per_trial": 4096}, "4096 CPUs.*cluster has"),
         ({"gpus_per_trial": 8}, "8 GPUs.*cluster has"),
@@ -210,6 +211,14 @@ def test_whatever_a_fit_raises_is_its_reason(
     result = climber.step()
     assert (result["reason"], result["died"]) == (said, again)
     assert climber._broken is not usable
+
+
+def test_pictures_whose_actor_is_killed_are_decoded_anew(store: Path) -> None:
+    pictures, inputs = Pictures.remote(str(store)), Preprocessing(size=48)  # type: ignore[attr-defined]
+    before: Faces = ray.get(ray.get(pictures.faces.remote("val", inputs))[0])
+    ids = list(before.ids)
+    ray.kill(pictures, no_restart=False)
+    assert ray.get(ray.get(pictures.faces.remote("val", inputs))[0]).ids == ids
 
 
 @pytest.mark.slow

@@ -65,9 +65,11 @@ def test_each_command_shows_an_example_and_the_common_options(verb: str, capsys:
         assert text in shown
 
 
-def test_version() -> None:
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     done = command("--version")
     assert (done.returncode, done.stdout) == (0, f"fer-scale {fer_scale.__version__}\n")
+    assert cli.run(["tune", "--version"]) == 0
+    assert capsys.readouterr().out == done.stdout
 
 
 def test_completion_is_offered() -> None:
@@ -86,12 +88,14 @@ def test_completion_is_offered() -> None:
         (("ingest", "a", "b", "--rename", "x"), "--rename 'x'"),
         (("ingest", "no/such/folder", "store"), "no/such/folder"),
         (("ingest", "gs://bucket/faces", "store"), "gs://"),
+        (("ingest", str(ROOT / "tests"), "store", "--label-from-votes"), "--label-from-votes without votes"),
         (("tune", "no/such/store", "--out", "search"), "no/such/store"),
         (("tune", "no/such/store", "--out", "search", "--time-budget", "soon"), "'soon'"),
         (("train", "no/such/store", "--out", "bundle", "--family", "resnet"), "no/such/store"),
         (("evaluate", "no/such/bundle", "no/such/store", "--out", "report"), "no/such"),
         (("label", "no/such/bundle", "no/such/folder", "out"), "no/such"),
         (("serve", "no/such/bundle"), "no/such/bundle"),
+        (("serve", "no/such/bundle", "--max-error", "0"), "a share between 0 and 1"),
     ],
 )
 def test_wrong_input_is_one_line_and_2(
@@ -180,6 +184,7 @@ def test_the_result_on_stdout(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         "ece": float("nan"),
         "counts": {"train": np.int64(3)},
         "path": Path("a"),
+        "interval": (0.25, 0.75),
     }
     monkeypatch.setattr(fer_scale, "serve", lambda **_: result, raising=False)
     assert cli.run(["serve", "bundle", "--json"]) == 0
@@ -190,9 +195,13 @@ def test_the_result_on_stdout(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         "ece": None,
         "counts": {"train": 3},
         "path": "a",
+        "interval": [0.25, 0.75],
     }
     assert cli.run(["serve", "bundle"]) == 0
-    assert "store  " in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "store  " in shown
+    assert "0.25, 0.75" in shown
+    assert "counts" not in shown
 
 
 def test_lists_and_pairs() -> None:

@@ -147,7 +147,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_figures_of_one_bundle_follow_from_its_predictions(work: Path, tmp_path: Path) -> None:
     result = evaluate(work / "long", work / "store", out=tmp_path / "report", quiet=True)
-    assert json.loads((tmp_path / "report" / "metrics.json").read_text()) == result
+    report = str(tmp_path / "report" / "report.html")
+    assert {**json.loads((tmp_path / "report" / "metrics.json").read_text()), "report": report} == result
     rows = pd.read_parquet(tmp_path / "report" / "predictions.parquet")
     assert len(rows) == result["n"] == 180
     assert rows.id.is_unique
@@ -263,4 +264,4 @@ def test_an_evaluation_does_not_depend_on_the_other_inputs_size(work: Path, tmp_
     )  # fmt: skip
     pair = evaluate([directory, work / "long"], work / "store", out=tmp_path / "pair", quiet=True)
     alone = evaluate(work / "long", work / "store", out=tmp_path / "alone", quiet=True)
-    assert pair["models"][1] == alone
+    assert {**pair["models"][1], "report": alone["report"]} == alone

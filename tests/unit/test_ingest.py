@@ -521,13 +521,14 @@ VOTED = ("smile", "sad", "unknown")
 def voted(tmp_path: Path, request: pytest.FixtureRequest) -> dict[str, object]:
     """Options of an ingest; by number modulo 5: votes for one class, for another, a tie, votes elsewhere, none."""
     ballots = {0: [7, 2, 1], 1: [2, 6, 2], 2: [4, 4, 2], 3: [1, 2, 7]}
-    rows = [{"name": f"{n}", "label": TWO[n % 2], "image": picture(n)} for n in range(50)]
-    votes = [{"name": f"{n}", "votes": ballots[n % 5]} for n in range(50) if n % 5 in ballots]
+    rows = [{"name": f"{n:02}", "label": TWO[n % 2], "image": picture(n)} for n in range(50)]
+    votes = [{"name": f"{n:02}", "votes": ballots.get(n % 5)} for n in range(50)]
     if request.param == "parquet":
         path = parquet(tmp_path / "votes.parquet", votes)
     else:
         path = tmp_path / "votes.csv"
-        lines = [",".join(("name", *VOTED))] + [",".join(map(str, (v["name"], *v["votes"]))) for v in votes]
+        given = [vote for vote in votes if vote["votes"]]
+        lines = [",".join(("name", *VOTED))] + [",".join(map(str, (v["name"], *v["votes"]))) for v in given]
         path.write_text("\n".join(lines))
     return {
         "source": parquet(tmp_path / "faces.parquet", rows),
@@ -544,8 +545,8 @@ def test_votes_are_joined_by_id_and_learned_in_shares(tmp_path, voted):
     result = ingest(store=tmp_path / "store", **voted)
     assert result["votes"] == {"joined": 30, "elsewhere": 10, "unmatched": 10}
     by_id = {row["id"]: row for row in rows_of(tmp_path / "store")}
-    assert [by_id[f"{n}"]["votes"] for n in range(5)] == [[7, 2], [2, 6], [4, 4], None, None]
-    assert by_id["0"]["label"] == "happy"
+    assert [by_id[f"{n:02}"]["votes"] for n in range(5)] == [[7, 2], [2, 6], [4, 4], None, None]
+    assert by_id["00"]["label"] == "happy"
     faces = Store.open(str(tmp_path / "store")).faces("train", Preprocessing(size=16))
     at = [int(ident) % 5 for ident in faces.ids]
     assert faces.votes is not None
@@ -572,3 +573,6 @@ def test_wrong_votes_get_one_clear_line(tmp_path, voted):
     assert "lists of 2 votes" in wrong(tmp_path, source, **{**voted, "votes_classes": ("happy", "joy")})
     assert "both or neither" in wrong(tmp_path, source, **{**voted, "votes_classes": None})
     assert "a column id," in wrong(tmp_path, source, **{**voted, "id_column": None})
+    words = tmp_path / "words.csv"
+    words.write_text(f"name,{','.join(VOTED)}\n00,many,2,1\n")
+    assert "numbers as votes" in wrong(tmp_path, source, **{**voted, "votes": words})

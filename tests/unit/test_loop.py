@@ -26,6 +26,7 @@ from fer_scale.learning.budget import Budget
 from fer_scale.learning.checkpoints import Checkpoints
 from fer_scale.learning.configuration import Configuration
 from fer_scale.learning.loop import DivergedError, Learner, anneal, bfloat16_pays, fit
+from fer_scale.learning.plan import Plan
 from fer_scale.learning.recipe import Recipe
 from fer_scale.learning.stream import StreamedBatches
 
@@ -342,7 +343,7 @@ def test_checkpoints_within_an_epoch_and_a_kill_between_them_change_no_step(
     }
     how: dict[str, Any] = {"epochs": 2, "seconds": None, "began": 0.0, "seed": 0, "threads": 1, "gpu": False}
     where: dict[str, Any] = {"store": str(tmp_path / "store"), "init_from": None, "streamed": False}
-    plan = epochs.Plan(configuration=configuration, checkpoints=str(tmp_path / "whole"), **where, **how)
+    plan = Plan(configuration=configuration, checkpoints=str(tmp_path / "whole"), **where, **how)
     epochs.run(plan, lambda row: None)
     whole = Checkpoints(plan.checkpoints).state() or {}
     assert [row["epoch"] for row in whole["curve"]] == [1, 2]
@@ -360,6 +361,7 @@ def test_checkpoints_within_an_epoch_and_a_kill_between_them_change_no_step(
     epochs.run(plan, lambda row: None)
     often = Checkpoints(plan.checkpoints).state() or {}
     assert [row["step"] for row in often["curve"]] == list(range(1, whole["step"] + 1))
+    assert often["best_file"] == whole["best_file"]
     mean = np.mean([row["train_loss"] for row in often["curve"]])
     assert mean == pytest.approx(np.mean([row["train_loss"] for row in whole["curve"]]))
     one, other = (

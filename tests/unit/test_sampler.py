@@ -40,7 +40,7 @@ def surface(one: Configuration) -> float:
 
 def searched(folder: Path, seed: int) -> list[float]:
     """The true accuracy of what a search of so many fits proposes, where it sees each with noise."""
-    study = Study(Journal(str(folder), folder / f"{seed}.log").backend, ALL, {}, seed, f"{seed}")
+    study = Study(Journal(str(folder)), ALL, {}, seed, f"{seed}")
     noise, proposed = random.Random(seed), []
     for _ in range(FITS):
         number, fit = study.new()
@@ -88,8 +88,8 @@ def test_a_known_configuration_has_parameters_the_nearest_that_the_space_has() -
 
 
 def test_a_trial_is_one_observation_at_its_highest_rung(tmp_path: Path) -> None:
-    journal = Journal(str(tmp_path), tmp_path / "log")
-    study = Study(journal.backend, ["cnn1"], {}, 0, "one")
+    journal = Journal(str(tmp_path))
+    study = Study(journal, ["cnn1"], {}, 0, "one")
     (number, fit), (other, second) = study.new(), study.new()
     study.end(number, fit, {"accuracy": 0.5, "top": False})
     study.end(other, second, {"accuracy": 0.6, "top": False})
@@ -103,7 +103,7 @@ def test_a_trial_is_one_observation_at_its_highest_rung(tmp_path: Path) -> None:
     ]
     assert "cnn1.width" in seen[0].params
     journal.keep()
-    again = Study(Journal(str(tmp_path), tmp_path / "log").backend, ["cnn1"], {}, 0, "one")
+    again = Study(Journal(str(tmp_path)), ["cnn1"], {}, 0, "one")
     for one, then in zip(again._sampler._study.get_trials(), seen, strict=True):
         assert (one.params, one.intermediate_values) == (then.params, then.intermediate_values)
 
@@ -111,8 +111,8 @@ def test_a_trial_is_one_observation_at_its_highest_rung(tmp_path: Path) -> None:
 def test_a_search_that_goes_on_does_not_propose_what_it_has(tmp_path: Path) -> None:
     found = []
     for count in (5, 3):
-        journal = Journal(str(tmp_path), tmp_path / "log")
-        study = Study(journal.backend, ["cnn1"], {}, 0, "killed")
+        journal = Journal(str(tmp_path))
+        study = Study(journal, ["cnn1"], {}, 0, "killed")
         for _ in range(count):
             number, fit = study.new()
             study.end(number, fit, {"reason": "so that all are drawn at random"})

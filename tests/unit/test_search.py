@@ -33,7 +33,7 @@ from fer_scale.search.features import backbone, features, head_alone, head_of
 from fer_scale.search.fixed import check_fixed
 from fer_scale.search.fixed import read as read_space
 from fer_scale.search.journal import Journal, read
-from fer_scale.search.record import Search
+from fer_scale.search.search import Search
 from fer_scale.search.space import suggest
 from fer_scale.search.starts import STARTS
 from fer_scale.search.study import Fit, Study
@@ -55,7 +55,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 def study(path: Path, families: list[str], seed: int = 0, **fixed: Any) -> Study:
     path.mkdir(exist_ok=True)
-    return Study(Journal(str(path), path / "scratch.log").backend, families, fixed, seed, "a study")
+    return Study(Journal(str(path)), families, fixed, seed, "a study")
 
 
 def result(accuracy: float, top: bool = False) -> dict[str, Any]:
@@ -143,9 +143,10 @@ def test_a_file_fixes_and_narrows_as_well(tmp_path: Path, name: str, text: str) 
     path = tmp_path / name
     path.write_text(text or json.dumps({"optimizer": "sgd", "cnn1": {"width": [0.5, 1]}}))
     assert check_fixed(read_space(str(path)), ["cnn1"]) == {"optimizer": "sgd", "cnn1.width": [0.5, 1]}
-    path.write_text("=")
-    with pytest.raises(InputError, match=name):
-        read_space(str(path))
+    for wrong in ("=", *(["[1]", '{"cnn1": 5}'] if name.endswith(".json") else ["cnn1 = 5"])):
+        path.write_text(wrong)
+        with pytest.raises(InputError, match=name):
+            read_space(str(path))
 
 
 def test_null_and_what_is_not_drawn_can_be_fixed() -> None:
@@ -219,9 +220,7 @@ def test_a_promotion_is_told_to_the_sampler_with_the_parameters_of_the_trial(tmp
     assert (higher.configuration, higher.seed, higher.trial, higher.rung) == (fit.configuration, fit.seed, fit.trial, 2)
     asked.end(number, higher, result(0.6))
     assert asked.again(fit, 2, confirm=True)[1].seed != fit.seed
-    kept = optuna.load_study(
-        study_name="a study", storage=JournalStorage(JournalFileBackend(str(tmp_path / "scratch.log")))
-    )
+    kept = asked._study
     told = kept.get_trials(states=(optuna.trial.TrialState.PRUNED,))
     assert len(told) == 2
     assert told[0].params == told[1].params
@@ -295,6 +294,19 @@ def test_a_head_on_features_takes_no_more_epochs_than_it_needs(store: Store) -> 
     assert fitted.steps == 3 * batches.steps_per_epoch
 
 
+def test_a_step_is_measured_as_dear_as_it_gets(store: Store) -> None:
+    configuration = Configuration.from_dict(
+        {"family": "cnn1", "network": {"width": 0.25}, "recipe": {"batch_size": 16, "thaw": 0.5}}
+    )
+    batches = Batches(store.faces("train", configuration.preprocessing), 4, 16, 0, CPU)
+    network = build(configuration, 4)
+    fitted = Trial(network, configuration.recipe, batches, [1] * 4, list, compute=1.0, seed=0, device=CPU)
+    fitted.measure()
+    assert network.frozen == 0
+    fitted.learner.thaw(0.0)
+    assert network.frozen == len(network.stages) - 1
+
+
 def test_features_are_shared_by_heads_and_by_nothing_else() -> None:
     def named(**changed: Any) -> str:
         configuration = Configuration.from_dict({"family": "resnet", "network": {"weights": "none", **changed}})
@@ -324,7 +336,7 @@ def test_a_deadline_shortens_a_fit_and_its_schedule(store: Store) -> None:
     assert all(group["lr"] < 0.2 * 1e-3 for group in cut.learner._optimizer.param_groups)
 
 
-class TestRecord:
+class TestSearch:
     def open(self, out: Path | str, store: Store, **changed: Any) -> Search:
         options: dict[str, Any] = {"budget": 600.0, "slots": 1, "deadline": FAR, "seed": 0, **changed}
         return Search(str(out), store, ["cnn1", "cnn2"], {}, **options)
@@ -364,7 +376,7 @@ class TestRecord:
         assert speed > 1
         assert table[1]["price_per_million"] == pytest.approx(1e6 / speed / 3600 * 2)
         with self.open(tmp_path / "s", store, max_trials=4) as again:  # read back, not measured anew
-            assert again.table()["images_per_second"].to_pylist()[1] == speed
+            assert again.record.table()["images_per_second"].to_pylist()[1] == speed
         board = json.loads((tmp_path / "s" / "leaderboard.json").read_text())
         assert (board["trials"][0]["rank"], board["trials"][0]["trial_id"]) == (1, 1)
         assert len(board["trials"]) == 3
@@ -373,20 +385,20 @@ class TestRecord:
     def test_trials_that_val_cannot_tell_from_the_best_are_ties(self, tmp_path: Path, store: Store) -> None:
         with self.open(tmp_path / "s", store) as search:
             self.play(search, limit=2)
-            assert [row["tie"] for row in search.leaderboard()] == [False, False]
+            assert [row["tie"] for row in search.record.leaderboard()] == [False, False]
         QUALITY[0] = 0.45
         with self.open(tmp_path / "t", store) as search:
             self.play(search, limit=2)
             QUALITY[0] = 0.25
-            assert [(row["trial_id"], row["tie"]) for row in search.leaderboard()] == [(1, False), (0, True)]
-            assert sum(search.table()["tie"].to_pylist()) == 1
+            assert [(row["trial_id"], row["tie"]) for row in search.record.leaderboard()] == [(1, False), (0, True)]
+            assert sum(search.record.table()["tie"].to_pylist()) == 1
 
     def test_a_search_killed_at_any_line_of_its_journal_goes_on_as_if_it_had_not_been(
         self, tmp_path: Path, store: Store
     ) -> None:
         def known(search: Search) -> list[Any]:
             columns = ("trial_id", "configuration", "scores", "confirmed", "status", "reason", "compute_seconds")
-            return [[row[name] for name in columns] for row in search.table().to_pylist()]
+            return [[row[name] for name in columns] for row in search.record.table().to_pylist()]
 
         with self.open(tmp_path / "whole", store, max_trials=4) as search:
             self.play(search)
@@ -406,11 +418,40 @@ class TestRecord:
     def test_a_fit_whose_process_dies_is_begun_once_more(self, tmp_path: Path, store: Store) -> None:
         with self.open(tmp_path / "s", store) as search:
             number, fit = search.next() or pytest.fail("nothing to fit")
-            search.end(number, {"died": True, "reason": "its process died"})
+            assert not search.end(number, {"died": True, "reason": "its process died"})
             assert search.next() == (number, fit)
-            search.end(number, {"died": True, "reason": "its process died"})
-            assert search.table().to_pylist()[0]["reason"] == "its process died"
+            assert search.record.table().num_rows == 0
+            assert search.end(number, {"died": True, "reason": "its process died"})
+            assert search.record.table().to_pylist()[0]["reason"] == "its process died"
             assert (search.next() or pytest.fail("nothing to fit"))[1].trial == 1
+
+    def test_the_last_table_has_a_row_for_every_trial_that_began(
+        self, tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(price, "measured", lambda *_: [])
+        with self.open(tmp_path / "s", store, max_trials=3) as search:
+            self.play(search, limit=2)
+            begun = [found for _ in range(3) if (found := search.next())]
+            assert {fit.rung for _, fit in begun} == {1, 2}
+            assert search.record.table().to_pylist()[begun[0][1].trial]["status"] == "running"
+            search.end(begun[-1][0], {"died": True, "reason": "its process died"})
+            assert search.finish()["trials"] == 3
+        table = pq.read_table(tmp_path / "s" / "trials.parquet").to_pylist()
+        for _, one in begun:
+            row = table[one.trial]
+            assert row["status"] == ("failed" if one.rung == 1 else "time budget")
+            assert (row["accuracy"] is None) == (one.rung == 1)
+            assert row["reason"] == f"fitted for rung {one.rung}, and that did not end in time"
+
+    def test_a_confirmation_that_fails_is_said(self, tmp_path: Path, store: Store) -> None:
+        with self.open(tmp_path / "s", store, max_trials=4) as search:
+            while (found := search.next()) is not None and not found[1].confirm:
+                search.end(found[0], result(0.5 + found[1].trial / 20 + found[1].rung / 20))
+            number, fit = found or pytest.fail("nothing to confirm")
+            search.end(number, {"reason": "DivergedError: no"})
+            row = search.record.table().to_pylist()[fit.trial]
+        assert (row["status"], row["confirmed"]) == ("completed", None)
+        assert row["reason"] == "reached the highest rung; on a fresh seed: DivergedError: no"
 
     def test_a_fit_is_on_record_as_it_begins(self, tmp_path: Path, store: Store) -> None:
         with self.open(tmp_path / "s", store) as search:
@@ -442,12 +483,12 @@ class TestRecord:
             self.play(search, limit=6)
             number, fit = search.next() or pytest.fail("nothing to fit")
             search.end(number, {**result(0.1), "share": 0.2})
-            row = search.table().to_pylist()[fit.trial]
+            row = search.record.table().to_pylist()[fit.trial]
             assert (row["accuracy"], row["status"]) == (row["scores"][-1], "time budget")
             assert row["accuracy"] > 0.1
             assert "given 20 % of rung" in row["reason"]
             self.play(search)  # and it may be begun again
-            assert search.leaderboard()[0]["confirmed"] is not None
+            assert search.record.leaderboard()[0]["confirmed"] is not None
 
     def test_what_a_fit_is_given_decides_the_pace_and_its_share(self, tmp_path: Path, store: Store) -> None:
         with self.open(tmp_path / "s", store, slots=2, deadline=time.time() + 118) as search:  # of 600
@@ -460,7 +501,7 @@ class TestRecord:
             assert given > rung
             assert given == pytest.approx((search.deadline - time.time()) * 0.95, rel=0.2)
             search.end(number, {**result(0.6), "share": 0.9 * rung / given})
-            row = search.table().to_pylist()[fit.trial]
+            row = search.record.table().to_pylist()[fit.trial]
             assert "given 90 % of rung" in row["reason"]
 
     def test_a_write_that_fails_is_made_up_for(self, tmp_path: Path, store: Store) -> None:
@@ -475,8 +516,9 @@ class TestRecord:
             (out / "journal.log").write_bytes(kept + b"half a li")
             self.play(search, limit=1)
         with self.open(out, store) as again:
-            assert len(again.table()) >= len({fit.trial for fit in fits})
-            assert [row["trial_id"] for row in again.table().to_pylist()] == list(range(len(again.table())))
+            trials = again.record.table()["trial_id"].to_pylist()
+            assert len(trials) >= len({fit.trial for fit in fits})
+            assert trials == list(range(len(trials)))
 
     def test_a_search_that_another_run_has_taken_over_writes_no_more(self, tmp_path: Path, store: Store) -> None:
         with pytest.raises(LeaseLostError), self.open(tmp_path / "s", store) as search:
@@ -506,6 +548,8 @@ class TestRecord:
         rows.mark_ties(board)
         assert [one["tie"] for one in board] == [False, False, True, True, False]
         assert rows.interval(board[0]) == pytest.approx((0.75, 0.79))
+        board.insert(0, row(3, 0.80))  # val can tell this one from the best that was confirmed
+        assert rows.ranked(board[::-1]) == board
 
     def test_another_seed_or_store_is_another_search(self, tmp_path: Path, store: Store) -> None:
         with self.open(tmp_path / "s", store):
@@ -527,13 +571,13 @@ class TestRecord:
         with self.open(out, store, max_trials=4) as again:
             assert read(out) == pieces
             self.play(again)
-            assert again.table()["accuracy"].to_pylist()[0] == pytest.approx(0.25 + 0.1)
-            assert again.table()["trial_id"].to_pylist() == [0, 1, 2, 3]
+            assert again.record.table()["accuracy"].to_pylist()[0] == pytest.approx(0.25 + 0.1)
+            assert again.record.table()["trial_id"].to_pylist() == [0, 1, 2, 3]
 
 
 def test_the_journal_opens_in_optuna(tmp_path: Path, store: Store) -> None:
-    with TestRecord().open(tmp_path / "s", store, max_trials=2) as search:
-        TestRecord().play(search, limit=2)
+    with TestSearch().open(tmp_path / "s", store, max_trials=2) as search:
+        TestSearch().play(search, limit=2)
     journal = JournalStorage(JournalFileBackend(str(tmp_path / "s" / "journal.log")))
     (name,) = optuna.get_all_study_names(journal)
     assert len(optuna.load_study(study_name=name, storage=journal).trials) == 2

@@ -22,7 +22,7 @@ from typing import Any
 
 from fer_scale import cluster, console
 from fer_scale.errors import InputError
-from fer_scale.verbs.serve.limits import Limits
+from fer_scale.verbs.serve.limits import Limits, share
 from fer_scale.verbs.serve.token import read_token
 
 APPLICATION = "fer_scale"
@@ -173,6 +173,8 @@ def _check(given: dict[str, Any]) -> None:
     """Refuse a token file or limits of no use before anything is started."""
     limits = {name: value for name, value in given.items() if name not in ("token_file", "max_error")}
     Limits(**limits)
+    if "max_error" in given:
+        share(given["max_error"])
     if "token_file" in given:
         read_token(given["token_file"])
 

@@ -17,7 +17,7 @@ from fer_scale.bundle import Bundle
 from fer_scale.errors import InputError
 from fer_scale.learning.acceptance import Acceptance, promise
 from fer_scale.predictor import Predictor
-from fer_scale.verbs.serve.limits import Limits
+from fer_scale.verbs.serve.limits import Limits, share
 from fer_scale.verbs.serve.metrics import Snapshot
 from fer_scale.verbs.serve.service import Service
 from fer_scale.verbs.serve.tally import TallyDeployment
@@ -115,7 +115,7 @@ def application(args: dict[str, Any], address: tuple[str, int] | None = None) ->
     most = _whole("max_replicas", args.get("max_replicas", replicas), least=max(1, replicas))
     bundle = storage.normal(str(args["bundle"]))
     token_digest = read_token(args["token_file"]) if args.get("token_file") else None
-    acceptance = promise(Bundle.load(bundle), _share(args["max_error"])) if args.get("max_error") else None
+    acceptance = promise(Bundle.load(bundle), share(args["max_error"])) if args.get("max_error") is not None else None
     deployment = Endpoint.options(  # type: ignore[attr-defined]
         num_replicas=replicas if "max_replicas" not in args else None,
         autoscaling_config={**SCALING, "min_replicas": replicas, "max_replicas": most}
@@ -136,10 +136,3 @@ def _whole(name: str, value: Any, least: int | None = None) -> int:
     if least is not None and number < least:
         raise InputError(f"{name}={number}", f"at least {least}", "raise it")
     return number
-
-
-def _share(value: Any) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise InputError(f"max_error={value!r}", "a share between 0 and 1, as 0.05", "correct it") from None

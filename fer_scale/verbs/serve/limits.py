@@ -1,6 +1,8 @@
-"""What the endpoint takes, and no more."""
+"""What the endpoint takes, and no more: of a request, and of a promise."""
 
+import contextlib
 from dataclasses import dataclass, fields
+from typing import Any
 
 from fer_scale.errors import InputError
 from fer_scale.faces.detection import Detection
@@ -28,3 +30,15 @@ class Limits:
             value = getattr(self, field.name)
             if not isinstance(value, int) or value < 1:
                 raise InputError(f"{field.name}={value!r}", "a whole number of at least 1", "raise it")
+
+
+def share(value: Any) -> float:
+    """A share of errors.
+
+    Raises:
+        InputError: it is none.
+    """
+    with contextlib.suppress(TypeError, ValueError):
+        if 0 < float(value) < 1:
+            return float(value)
+    raise InputError(f"max_error={value!r}", "a share between 0 and 1, as 0.05", "correct it")

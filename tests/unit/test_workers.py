@@ -1,0 +1,81 @@
+"""Workers of one fit, as processes that talk over gloo: the steps of one worker, and no step where they disagree."""
+
+import multiprocessing
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+
+import fer_scale
+from fer_scale.errors import FerScaleError
+from fer_scale.faces.sample import draw
+from fer_scale.learning.checkpoints import Checkpoints
+from fer_scale.learning.epochs import run
+from fer_scale.learning.plan import Plan
+
+CONFIGURATION = {
+    "family": "cnn1",  # without batch norm, and here without dropout: then workers need not differ from one
+    "network": {"width": 0.25, "conv_dropout": 0.0, "dense_dropout": 0.0},
+    "preprocessing": {"size": 48, "channels": 1},
+    "recipe": {"batch_size": 16, "optimizer": "sgd", "lr": 0.02, "thaw": 0.6},
+}
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    folder = tmp_path_factory.mktemp("workers")
+    draw(folder / "faces", 120, seed=0)
+    fer_scale.ingest(folder / "faces", folder / "store", quiet=True)
+    how: dict[str, Any] = {"epochs": 2, "seconds": None, "began": 0.0, "seed": 0, "threads": 1, "gpu": False}
+    where: dict[str, Any] = {"store": str(folder / "store"), "init_from": None, "streamed": False}
+    return Plan(configuration=CONFIGURATION, checkpoints=str(folder / "one"), **where, **how)
+
+
+def work(rank: int, plan: Plan, meeting: str) -> FerScaleError | None:
+    """One of two workers."""
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    try:
+        return run(plan, lambda row: None)
+    finally:
+        dist.barrier()  # what one has sent, the other has read
+        dist.destroy_process_group()
+
+
+def together(plans: list[Plan], meeting: Path) -> list[Future[FerScaleError | None]]:
+    """Both workers, to their end."""
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return [pool.submit(work, rank, one, str(meeting)) for rank, one in enumerate(plans)]
+
+
+def test_two_workers_take_the_steps_of_one_and_go_on_from_its_checkpoints(plan: Plan, tmp_path: Path) -> None:
+    run(plan, lambda row: None)
+    two = replace(plan, checkpoints=str(tmp_path / "two"))
+    assert [done.result() for done in together([two, two], tmp_path / "meeting")] == [None, None]
+    one, other = (Checkpoints(each.checkpoints).state() or {} for each in (plan, two))
+    for name in ("step", "train_loss", "val_accuracy", "val_loss"):
+        np.testing.assert_allclose(*([row[name] for row in each["curve"]] for each in (one, other)), rtol=1e-4)
+    first, second = (
+        load_file(Path(each.checkpoints) / state["best_file"]) for each, state in ((plan, one), (two, other))
+    )
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, rtol=1e-3, atol=1e-5)
+
+    # what is left of the fit of one is as good to two
+    state = Path(plan.checkpoints) / "state.json"
+    longer = replace(plan, epochs=3)
+    assert [done.result() for done in together([longer, longer], tmp_path / "again")] == [None, None]
+    assert len((Checkpoints(str(state.parent)).state() or {})["curve"]) == 3
+
+
+def test_workers_that_find_different_checkpoints_take_no_step(plan: Plan, tmp_path: Path) -> None:
+    run(plan, lambda row: None)
+    elsewhere = replace(plan, checkpoints=str(tmp_path / "elsewhere"))
+    ended = together([plan, elsewhere], tmp_path / "meeting")
+    with pytest.raises(FerScaleError, match="a worker finds the checkpoint of step 0, the first one that of"):
+        ended[1].result()
