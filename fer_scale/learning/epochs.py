@@ -56,21 +56,8 @@ def run(plan: Plan, report: Callable[[dict[str, Any]], None], opened: Opened = h
     store = Store.open(plan.store)
     device = torch.device("cuda" if plan.gpu else "cpu")
     checkpoints = Checkpoints(plan.checkpoints)
-    state = checkpoints.state()
-    network = begin(plan, store.classes) if state is None else _empty(configuration, store.classes, state["frozen"])
-    network.mirrored = False  # here, where it would double what scoring costs; finish() builds the network anew
-    counts = [store.counts["train"].get(name, 0) for name in store.classes]
-    learner = Learner(network, configuration.recipe, class_counts=counts, seed=plan.seed, device=device)
+    learner, state = _taken_up(plan, configuration, store, device, checkpoints)
     batches, val = _data(plan, configuration, store, device, opened)
-    if state is not None:
-        checkpoints.load(learner, state)
-    # from here on all workers do the same, so nothing before may wait for another
-    start, first = from_first(max(time.time() - plan.began, 0.0), learner.step)
-    if learner.step != first:  # a restart looks again
-        raise FerScaleError(f"a worker finds the checkpoint of step {learner.step}, the first one that of {first:.0f}")
-    if state is None:
-        state = {"files": [], "best_file": None, "start": start, "used": 0.0, "curve": []}
-        state |= {"weights": network.weights, "frozen": network.frozen}
     per_epoch = batches.steps_per_epoch
     per_round = _round(per_epoch, batches.size)
     steps = None if plan.epochs is None else plan.epochs * per_epoch
@@ -109,6 +96,31 @@ def run(plan: Plan, report: Callable[[dict[str, Any]], None], opened: Opened = h
             return failed or FerScaleError("the first worker could not write a checkpoint")
         report(row)
     return None
+
+
+def _taken_up(
+    plan: Plan, configuration: Configuration, store: Store, device: torch.device, checkpoints: Checkpoints
+) -> tuple[Learner, dict[str, Any]]:
+    """The learner and what the last checkpoint says, or a new one of both; the same on all workers.
+
+    Raises:
+        FerScaleError: this worker finds another checkpoint than the first one. A restart looks again.
+    """
+    state = checkpoints.state()
+    network = begin(plan, store.classes) if state is None else _empty(configuration, store.classes, state["frozen"])
+    network.mirrored = False  # here, where it would double what scoring costs; finish() builds the network anew
+    counts = [store.counts["train"].get(name, 0) for name in store.classes]
+    learner = Learner(network, configuration.recipe, class_counts=counts, seed=plan.seed, device=device)
+    if state is not None:
+        checkpoints.load(learner, state)
+    # asked by all, whether they found a checkpoint or not: what some alone wait for would never come
+    start, first = from_first(max(time.time() - plan.began, 0.0), learner.step)
+    if learner.step != first:
+        raise FerScaleError(f"a worker finds the checkpoint of step {learner.step}, the first one that of {first:.0f}")
+    if state is None:
+        state = {"files": [], "best_file": None, "start": start, "used": 0.0, "curve": []}
+        state |= {"weights": network.weights, "frozen": network.frozen}
+    return learner, state
 
 
 def _data(

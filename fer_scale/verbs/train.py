@@ -105,8 +105,8 @@ def train(
     inputs = [path for path in (store, from_search, config, init_from) if path]
     storage.check_output(out, overwrite=overwrite, resume=resume, inputs=inputs)
     checkpoints = storage.join(out, "fit")
-    done = storage.exists(storage.join(out, "config.json"))
-    if resume and done and not storage.exists(storage.join(checkpoints, "plan.json")):  # that is of its successor
+    successor = storage.exists(storage.join(checkpoints, "plan.json"))
+    if resume and storage.exists(storage.join(out, "config.json")) and not successor:
         made = Bundle.load(out)
         known = {**made.config, "fingerprint": made.config["data_fingerprint"], "configuration": made.configuration()}
         check_same(known, {"configuration": configuration, "seed": seed, **source(faces)})
@@ -152,7 +152,7 @@ def _worker(told: dict[str, Any]) -> FerScaleError | None:
             raise InputError(f"{plan.checkpoints} is not there on {platform.node()}", expected, "give another --out")
         return run(plan, lambda row: ray.train.report({"epoch": row["epoch"]}), opened(plan.threads))
     except FerScaleError as error:
-        # of several workers it may be the only one that failed, and the others wait for it: Ray begins anew with all
+        # it may be the only one of several that failed, and the others wait for it: Ray begins anew with all
         if ray.train.get_context().get_world_size() > 1 or (isinstance(error, InputError) and storage.is_outage(error)):
             raise
         return error

@@ -1,5 +1,6 @@
 """train with real Ray Train on drawn faces: the bundle, workers, a kill, and what is refused."""
 
+import importlib
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
+import ray.train
 
 import fer_scale
 from fer_scale.bundle import Bundle
@@ -25,6 +27,8 @@ from fer_scale.faces.sample import draw
 from fer_scale.faces.store import Store
 from fer_scale.learning.loop import DivergedError
 from fer_scale.predictor import Predictor
+
+train_module = importlib.import_module("fer_scale.verbs.train")  # the package has the function by that name
 
 NETWORK = {"variant": "slim10", "width": 0.25, "weights": "none", "dense": "none", "dropout": 0.0}
 CONFIGURATION = {
@@ -197,6 +201,24 @@ def test_a_killed_worker_of_two_is_replaced_and_both_go_on(store: Path, tmp_path
         workers[0].kill()
         fit.result()
     assert list(pd.read_parquet(out / "curve.parquet")["epoch"]) == list(range(1, 13))
+
+
+@pytest.mark.slow
+def test_what_one_worker_alone_cannot_read_ends_the_fit_with_its_reason(
+    store: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train_module._worker
+
+    def worker(told: dict[str, Any]) -> Any:
+        if ray.train.get_context().get_world_rank() == 1:
+            told = {**told, "store": "/no/such/mount"}
+        return whole(told)
+
+    monkeypatch.setattr(train_module, "_worker", worker)
+    with pytest.raises(
+        InputError, match="/no/such/mount"
+    ):  # and within the test's time: the other waits for half an hour
+        fer_scale.train(store, out=tmp_path / "b", config=config, epochs=2, workers=2, quiet=True)
 
 
 @pytest.mark.slow
