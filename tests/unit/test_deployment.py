@@ -118,7 +118,6 @@ def test_jobs_give_arguments_that_their_verb_takes(name: str) -> None:
     assert manifest["spec"]["shutdownAfterJobFinishes"]
 
 
-@pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20")  # of Ray's own models
 def test_serve_takes_the_services_configuration() -> None:
     from ray.serve.schema import ServeDeploySchema
 
@@ -134,7 +133,6 @@ def test_serve_takes_the_services_configuration() -> None:
     assert application.args["replicas"] < cpus, "a new version rolls in beside the old one"
 
 
-@pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20")
 def test_serve_takes_the_configuration_file(tmp_path: Path) -> None:
     from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
     from ray.serve.schema import ServeDeploySchema

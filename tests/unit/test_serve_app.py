@@ -325,7 +325,6 @@ def test_overload_and_slow_answers_are_503_with_retry_after(predictor: Predictor
         gate.set()
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray Serve's own, when it is imported
 def test_the_application_refuses_a_bundle_where_none_can_be_read() -> None:
     from fer_scale.verbs.serve.app import build
 
