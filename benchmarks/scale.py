@@ -46,7 +46,7 @@ from cluster.local import cluster
 from fer_scale.cluster import connected
 from fer_scale.faces.images import Preprocessing
 from fer_scale.labelling import results
-from fer_scale.labelling.ledger import Ledger, Plan
+from fer_scale.labelling.ledger import Backlog, Ledger
 from fer_scale.labelling.merging import settle_view
 from fer_scale.labelling.parts import part_path
 from fer_scale.labelling.reading import Reader
@@ -142,10 +142,10 @@ def nodes(count: int, folder: Path) -> dict[str, Any]:
     """Throughput of a cluster while every actor is at work."""
     actors = count * ACTORS
     source = pictures(folder, actors * UNITS)
-    plan, out = Plan({}, set()), str(folder / "out")
+    backlog, out = Backlog({}, set()), str(folder / "out")
     with cluster(count, ACTORS, 0), connected(cpus=actors):
         began, came = time.monotonic(), []
-        for message in messages(job(source, out, actors), lambda: _listing(source, plan, ROWS), SleepingLabeller):
+        for message in messages(job(source, out, actors), lambda: _listing(source, backlog, ROWS), SleepingLabeller):
             if "entry" in message:
                 came.append((time.monotonic(), message["entry"]["actor"]))
     if len(came) != actors * UNITS:
@@ -205,7 +205,7 @@ def driver(count: int, folder: Path) -> dict[str, Any]:
 
     ledger, held, sent, units = Ledger(out), [], 0, 0
     entering, began, busy = 0.0, time.monotonic(), time.process_time()
-    for unit, _ in Plan({}, set()).match(source.units(unit_images)):
+    for unit, _ in Backlog({}, set()).match(source.units(unit_images)):
         units, sent = units + 1, sent + len(unit.to_bytes())
         held.append({**template, "key": unit.key, "part": unit.part, "span": unit.span, "inputs": unit.size})
         held[-1].update(labelled=unit.size, faces=unit.size)
@@ -219,9 +219,9 @@ def driver(count: int, folder: Path) -> dict[str, Any]:
     found |= {"ledger_mib": size(folder / "out"), "peak_mib_listed": peak()}
 
     found["seconds_loading_the_ledger"], loaded = timed(lambda: Ledger(out))
-    plan = Plan(loaded.entries, {entry["part"] for entry in loaded.entries.values()})
+    backlog = Backlog(loaded.entries, {entry["part"] for entry in loaded.entries.values()})
     busy = time.process_time()
-    seconds, left = timed(lambda: sum(todo for _, todo in plan.match(source.units(unit_images))))
+    seconds, left = timed(lambda: sum(todo for _, todo in backlog.match(source.units(unit_images))))
     found["cpu_seconds_finding_nothing_to_do"] = round(time.process_time() - busy, 1)
     if left:
         raise SystemExit(f"{left} units are to be done again")
@@ -244,7 +244,7 @@ def keys(count: int, folder: Path) -> dict[str, Any]:
             yield Unit("files", "faces/", "", str(n), 0, 1, (Item(f"{n:09d}/face.png", "face.png", 2500, f"{n:032x}"),))
 
     held = []
-    for at, (unit, _) in enumerate(Plan({}, set()).match(listed())):
+    for at, (unit, _) in enumerate(Backlog({}, set()).match(listed())):
         seen.add(unit.key)
         held.append({**template, "key": unit.key, "part": unit.part, "span": unit.span, "inputs": LISTED})
         held[-1].update(labelled=LISTED, faces=LISTED)
@@ -254,8 +254,8 @@ def keys(count: int, folder: Path) -> dict[str, Any]:
     found = {"keys": count, "units": units, "peak_mib_before": before, "peak_mib_of_the_run": peak()}
     del ledger, seen  # a restart is another process
     seconds, loaded = timed(lambda: Ledger(out))
-    plan = Plan(loaded.entries, {entry["part"] for entry in loaded.entries.values()})
-    if any(to_do for _, to_do in plan.match(listed())):
+    backlog = Backlog(loaded.entries, {entry["part"] for entry in loaded.entries.values()})
+    if any(to_do for _, to_do in backlog.match(listed())):
         raise SystemExit("units are to be done again")
     loaded.keep(list(loaded.entries))
     summary = results.summarise(loaded, {"settings": {"model_id": "sleeping"}, "run_id": "scale"}, 0, None)

@@ -5,7 +5,8 @@
 The recipe is that of Ray Tune's guides for PyTorch and Optuna: a function trainable that reports the accuracy on val
 after each of ten epochs, one anneal over the ten, ASHA on epochs (grace period 1, reduction factor 2), OptunaSearch
 over the very space that `tune` searches, and no checkpoints, which saves it that time. Random search draws from the
-same space and stops nothing. All have the pictures in memory, through the same actor, and as many trials at once as
+same space and stops nothing. `blind` is `tune` without the configurations of search/starts.py: it begins with the
+families' references alone. All have the pictures in memory, through the same actor, and as many trials at once as
 there are cores.
 
 Training is train, val is carved from it, and no search reads PublicTest. A winner is what is best on val; it is
@@ -29,6 +30,7 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import optuna
@@ -51,16 +53,19 @@ from fer_scale.learning.loop import Learner, fit
 from fer_scale.search.features import features, head_alone, head_of
 from fer_scale.search.journal import read
 from fer_scale.search.space import suggest
+from fer_scale.search.starts import STARTS
 from fer_scale.verbs.tune_trial import Pictures
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "benchmarks/results/search.json"
 PLOT = ROOT / "docs/images/search.svg"
 EPOCHS, GRACE, REDUCTION = 10, 1, 2
-SIDES = ("tune", "recipe", "random")
+SIDES = {"tune": "#0b6fa8", "recipe": "#c8541b", "random": "#5d6470", "blind": "#3a8f5c"}
+"""And their colours."""
 PIECES = [
-    *((side, 20, seed) for seed in range(3) for side in SIDES[:2]),
+    *((side, 20, seed) for seed in range(3) for side in ("tune", "recipe")),
     ("random", 20, 0),
+    ("blind", 20, 0),
     ("tune", 40, 0),
     ("recipe", 40, 0),
 ]
@@ -121,8 +126,9 @@ def piece(side: str, seconds: float, seed: int, store: str, out: Path) -> dict[s
     """One search; its winner's score on PublicTest comes later."""
     began = time.time()
     with connected(cpus=2):
-        if side == "tune":
-            fer_scale.tune(store, out=out, time_budget=seconds, seed=seed)
+        if side in ("tune", "blind"):
+            with patch.dict(STARTS, clear=side == "blind"):
+                fer_scale.tune(store, out=out, time_budget=seconds, seed=seed)
             told = tuned(out)
         else:
             told = recipe(store, seconds, seed, prune=side == "recipe")
@@ -307,18 +313,17 @@ def plot(results: dict[str, Any]) -> None:
     FigureCanvasSVG(figure)
     axes = figure.subplots()
     minutes = np.linspace(0.5, 40, 160)
-    shades: dict[str, str] = dict(zip(SIDES, ("#0b6fa8", "#c8541b", "#5d6470"), strict=True))
     draw: Callable[..., Any] = axes.plot
-    for side in SIDES:
+    for side, shade in SIDES.items():
         runs = [entry for name, entry in results.items() if name.startswith(f"{side} 20m")]
         if runs:
             until = minutes[minutes <= 20]
             curves = np.array([[best_at(entry, at) or np.nan for at in until] for entry in runs])
-            draw(until, curves.mean(axis=0), color=shades[side], label=f"{side}, {len(runs)} seed(s)")
-            axes.fill_between(until, curves.min(axis=0), curves.max(axis=0), color=shades[side], alpha=0.2, linewidth=0)
+            draw(until, curves.mean(axis=0), color=shade, label=f"{side}, {len(runs)} seed(s)")
+            axes.fill_between(until, curves.min(axis=0), curves.max(axis=0), color=shade, alpha=0.2, linewidth=0)
         if long := results.get(f"{side} 40m #0"):
             values = [best_at(long, at) or np.nan for at in minutes]
-            draw(minutes, values, color=shades[side], linestyle="--", label=f"{side}, given 40 minutes")
+            draw(minutes, values, color=shade, linestyle="--", label=f"{side}, given 40 minutes")
     axes.set_xlabel("minutes of wall time")
     axes.set_ylabel("best accuracy on val so far")
     axes.grid(alpha=0.3)

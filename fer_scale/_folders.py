@@ -235,7 +235,8 @@ def _upload(staging: str, dest: str, last: str) -> None:
                 client.upload_file(files[last], bucket, keys[last])
         except BaseException:
             if not old:  # else it would take what was to be replaced, and with it what is left to go on from
-                delete_keys(bucket, sorted(keys.values()))
+                with suppress(InputError):
+                    delete_keys(bucket, sorted(keys.values()))
             raise
         delete_keys(bucket, sorted(old - set(keys.values())))
 

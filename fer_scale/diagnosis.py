@@ -1,18 +1,16 @@
 """What a machine says of itself, and what is wrong with it; `fer-scale doctor` asks each machine of a cluster."""
 
 import os
-import platform
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-import fer_scale
 from fer_scale import storage
 from fer_scale.errors import InputError, MissingPathError
+from fer_scale.provenance import versions
 
 LIBRARIES = ("ray", "torch", "onnxruntime", "numpy", "pillow", "pyarrow")
 """Those whose versions decide whether machines understand each other and give the same answers."""
@@ -51,17 +49,6 @@ class Machine:
     storage_error: str = ""
 
 
-def versions() -> dict[str, str]:
-    """Of Python, this package and the `LIBRARIES`."""
-    found = {"python": platform.python_version(), "fer_scale": fer_scale.__version__}
-    for library in LIBRARIES:
-        try:
-            found[library] = metadata.version(library)
-        except metadata.PackageNotFoundError:
-            found[library] = "none"
-    return found
-
-
 def look(scratch: str, expect_gpus: bool = False, probe: str | None = None, name: str = "") -> dict[str, Any]:
     """A `Machine` as a dict: what this one says of itself.
 
@@ -76,7 +63,7 @@ def look(scratch: str, expect_gpus: bool = False, probe: str | None = None, name
     disk = shutil.disk_usage(scratch)
     shared = shutil.disk_usage("/dev/shm").total if os.path.isdir("/dev/shm") else 0
     gpus = _gpus() if expect_gpus or Path("/dev/nvidia0").exists() else 0
-    machine = Machine(versions(), disk.free, disk.total, shared, gpus)
+    machine = Machine(versions(LIBRARIES), disk.free, disk.total, shared, gpus)
     return asdict(machine if probe is None else _reach(machine, probe, name))
 
 
@@ -140,7 +127,7 @@ def judge(
     Args:
         machines: by name.
         offered: by the same names what Ray offers there: GPU, object_store_memory in bytes.
-        own: `versions` of the process that asks.
+        own: `versions` of the `LIBRARIES` in the process that asks.
     """
     found: list[Finding] = []
     for name, machine in machines.items():

@@ -163,16 +163,16 @@ def _mistakes(model: Model, store: Store, split: str, count: int) -> list[dict[s
     rows = wrong[np.argsort(-confidence[wrong], kind="stable")][:count]
     if not len(rows):
         return []
-    images = store.read(split, ["image"])["image"].take(rows).to_pylist()
+    images = store.pictures(split, [model.ids[row] for row in rows])
     return [
         {
-            "src": picture(decode(data)),
+            "src": picture(decode(images[model.ids[row]])),
             "id": model.ids[row],
             "said": store.classes[model.predicted[row]],
             "truth": store.classes[model.labels[row]],
             "confidence": float(confidence[row]),
         }
-        for row, data in zip(rows, images, strict=True)
+        for row in rows
     ]
 
 

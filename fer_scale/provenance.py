@@ -1,27 +1,27 @@
 """What made a result: versions and the commit, for every file that others will read later."""
 
 import functools
-import importlib.metadata
 import platform
 import subprocess
+from collections.abc import Iterable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from fer_scale import __version__
 
 LIBRARIES = ("ray", "torch", "torchvision", "timm", "optuna", "onnxruntime", "numpy", "pillow")
 
 
-@functools.cache
-def _versions() -> dict[str, str]:
-    found = {name: importlib.metadata.version(name) for name in LIBRARIES}
-    return {"fer_scale": own_version(), "python": platform.python_version(), **found}
-
-
-def own_version() -> str:
-    """The version of the package, also where it runs from a folder and is not installed."""
-    try:
-        return importlib.metadata.version("fer_scale")
-    except importlib.metadata.PackageNotFoundError:
-        return "uninstalled"
+def versions(libraries: Iterable[str] = LIBRARIES) -> dict[str, str]:
+    """Of Python, this package and libraries; ``none`` of one that is not installed."""
+    found = {"fer_scale": __version__, "python": platform.python_version()}
+    for library in libraries:
+        try:
+            found[library] = metadata.version(library)
+        except metadata.PackageNotFoundError:
+            found[library] = "none"
+    return found
 
 
 @functools.cache
@@ -41,4 +41,4 @@ def _commit() -> str | None:
 
 def provenance() -> dict[str, Any]:
     """``versions`` of the libraries and ``commit`` of the source tree (None outside one)."""
-    return {"versions": dict(_versions()), "commit": _commit()}
+    return {"versions": versions(), "commit": _commit()}

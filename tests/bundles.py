@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -28,3 +29,14 @@ def write_bundle(directory: Path, seed: int = 0, calibration: pd.DataFrame | Non
         calibration=calibration,
     )
     return directory
+
+
+def calibration(confidence: np.ndarray | None = None, right_from: float = 0.3) -> pd.DataFrame:
+    """Answers on val and calib that are right from a confidence on, and wrong below."""
+    if confidence is None:
+        confidence = np.random.default_rng(0).uniform(0.25, 0.5, 800)
+    half = len(confidence) // 2
+    rest = (1 - confidence) / 3
+    found = pd.DataFrame({"split": ["val", "calib"] * half, "id": [str(n) for n in range(2 * half)]})
+    found["label"] = np.where(confidence >= right_from, "happy", "sad")
+    return found.assign(prob_happy=confidence, prob_sad=rest, prob_surprised=rest, prob_neutral=rest)

@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,7 @@ def _jpeg(between: bytes) -> bytes:
     return data[:2] + between + data[2:]
 
 
+@cache
 def _large(side: int, see_through: bool = False) -> bytes:
     header = struct.pack(">IIBBBBB", side, side, 8, 6 if see_through else 0, 0, 0, 0)
     packer = zlib.compressobj(1)

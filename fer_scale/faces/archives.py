@@ -1,6 +1,7 @@
 """Zip and tar: class folders or a CSV inside, read as a stream. Nothing is ever unpacked to disk."""
 
 import io
+import lzma
 import tarfile
 import zipfile
 import zlib
@@ -82,6 +83,10 @@ def _translated(path: str) -> Iterator[None]:
         ) from error
 
 
+DAMAGE = (RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError)
+"""What a member raises that does not unpack: a password, an unknown method, broken bytes of any method."""
+
+
 class ArchiveSource:
     """Class folders inside a zip or a tar."""
 
@@ -113,7 +118,7 @@ def _payload(open_member: Callable[[], IO[bytes]], size: int) -> bytes | Callabl
     try:
         with open_member() as member:
             return member.read(MAX_BYTES + 1)  # the size above is only the archive's word
-    except (RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+    except DAMAGE as error:
         return partial(_refuse, ImageError("unreadable", f"{type(error).__name__}: {error}"[:200]))
 
 

@@ -95,15 +95,23 @@ class Store:
         counts: dict[str, dict[str, int]] = self.manifest["counts"]["splits"]
         return counts
 
+    def rows(self, split: str) -> int:
+        """Of one split."""
+        return sum(self.counts.get(split, {}).values())
+
+    def class_counts(self, split: str) -> list[int]:
+        """Rows of each class of one split, in the order of the classes."""
+        return [self.counts.get(split, {}).get(name, 0) for name in self.classes]
+
     def check(self, split: str) -> None:
         """Refuse a split that is not there or not whole, without reading it.
 
         Raises:
             InputError: the store has no such split (the line lists those it has), or is not whole.
         """
-        expected = sum(self.counts.get(split, {}).values())
+        expected = self.rows(split)
         if not expected:
-            there = ", ".join(name for name, by_class in self.counts.items() if sum(by_class.values()))
+            there = ", ".join(filter(self.rows, self.counts))
             raise InputError(f"split {split!r} of {self.path}", f"one of {there}", "name one of them")
         rows = self.dataset().count_rows(filter=pc.field("split") == split)
         if rows != expected:  # files of another store, or too few: what a replacement that broke off leaves
@@ -121,6 +129,12 @@ class Store:
         """
         self.check(split)
         return self.dataset().to_table(columns=columns, filter=pc.field("split") == split)
+
+    def pictures(self, split: str, ids: list[str]) -> dict[str, bytes]:
+        """The encoded pictures of some rows of a split, by id."""
+        wanted = (pc.field("split") == split) & pc.field("id").isin(ids)
+        found = self.dataset().to_table(columns=["id", "image"], filter=wanted)
+        return dict(zip(found["id"].to_pylist(), found["image"].to_pylist(), strict=True))
 
     def dataset(self) -> "ds.Dataset":
         """Its Parquet files, unread."""

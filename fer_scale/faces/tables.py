@@ -3,7 +3,7 @@
 import csv
 import io
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
@@ -133,17 +133,25 @@ def batch_rows(file: pq.ParquetFile) -> int:
     return min(BATCH_ROWS, max(1, BATCH_BYTES // max(widest, 1)))
 
 
+ENCODED = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary)
+TEXT = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+"""Pixels as text, or paths."""
 Reader = Callable[[Any, str], bytes | Callable[[], bytes]]
 
 
 def _reader_of(kind: pa.DataType) -> Reader | None:
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
+    if any(check(kind) for check in ENCODED):
         return _bytes_of
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+    if any(check(kind) for check in TEXT):
         return text_payload
-    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+    if is_struct_of_bytes(kind):
         return _bytes_of_struct
     return None
+
+
+def is_struct_of_bytes(kind: pa.DataType) -> bool:
+    """As the pictures of Hugging Face's datasets are."""
+    return pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
 
 
 def _bytes_of(value: bytes | None, folder: str) -> bytes:
@@ -255,18 +263,26 @@ class CsvSource:
 
     @staticmethod
     def _find(header: list[str], wanted: str, default: str | None, other: str | None, name: str) -> int:
-        """Where a column is: by its name, by its name in another case, or by FER2013's name for a default."""
-        if wanted in header:
-            return header.index(wanted)
-        lower = [cell.lower() for cell in header]
-        for candidate in [wanted.lower(), *([other] if other and wanted == default else [])]:
-            if candidate in lower:
-                return lower.index(candidate)
+        """Where a column is: by its name, or by FER2013's name for a default."""
+        at = find_column(header, wanted, *([other] if other and wanted == default else []))
+        if at is not None:
+            return at
         raise InputError(
             f"{name} has no column {wanted} (it has {', '.join(header)[:200] or 'no header'})",
             "fer2013.csv's emotion, pixels, Usage, or the columns named",
             "name yours with --image-column, --label-column, --id-column, --split-column",
         )
+
+
+def find_column(header: Sequence[str], *names: str) -> int | None:
+    """Where the first of these columns is that is there, by its name or by its name in another case."""
+    lower = [cell.lower() for cell in header]
+    for name in names:
+        if name in header:
+            return header.index(name)
+        if name.lower() in lower:
+            return lower.index(name.lower())
+    return None
 
 
 def _text(value: object) -> str:

@@ -15,8 +15,8 @@ from fer_scale import storage
 from fer_scale.errors import InputError
 from fer_scale.faces.labels import OTHER, Labels
 from fer_scale.faces.records import Record
+from fer_scale.faces.sources import PARQUET_ENDINGS
 
-PARQUET_ENDINGS = (".parquet", ".pq")
 DO = "name the columns with --votes-classes and --id-column"
 
 Counts = npt.NDArray[np.float32]

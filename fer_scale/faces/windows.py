@@ -60,8 +60,8 @@ class Windows:
     ) -> None:
         self._store, self._split, self._preprocessing, self._seed = store, split, preprocessing, seed
         self._groups = _groups(store, split)
-        self._starts = np.cumsum([0] + [group.rows for group in self._groups])
-        rows = int(self._starts[-1])
+        self._rows = np.array([group.rows for group in self._groups])
+        rows = int(self._rows.sum())
         self.size = min(batch_size, rows)
         self.steps_per_epoch = rows // self.size
         face = preprocessing.channels * preprocessing.size**2
@@ -106,7 +106,7 @@ class Windows:
     def _pieces(self, epoch: int, first: int, last: int, columns: list[str]) -> Iterator[pa.Table]:
         filesystem, _ = storage.filesystem(self._store.path)
         order = np.random.default_rng((self._seed, epoch, 0)).permutation(len(self._groups))
-        ends = np.cumsum([self._groups[at].rows for at in order])
+        ends = np.cumsum(self._rows[order])
         for place in range(int(np.searchsorted(ends, first, side="right")), len(order)):
             group = self._groups[order[place]]
             begin = int(ends[place]) - group.rows
@@ -119,7 +119,7 @@ class Windows:
 
 def decoded_bytes(store: Store, inputs: Preprocessing) -> int:
     """Bytes of the splits that a fit keeps in memory, decoded."""
-    rows = sum(sum(store.counts[split].values()) for split in ("train", "val"))
+    rows = store.rows("train") + store.rows("val")
     return rows * inputs.channels * inputs.size**2
 
 
@@ -131,7 +131,7 @@ def _groups(store: Store, split: str) -> list[Group]:
         for fragment in store.dataset().get_fragments(filter=here)
         for part in fragment.split_by_row_group(filter=here)
     ]
-    rows, expected = sum(group.rows for group in found), sum(store.counts.get(split, {}).values())
+    rows, expected = sum(group.rows for group in found), store.rows(split)
     if rows != expected:
         raise InputError(
             f"{store.path} holds {rows:,} rows in the row groups of {split}, not the {expected:,} of its manifest",

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from torch import nn
 
 from fer_scale.faces.images import Preprocessing
-from fer_scale.families.checks import dense_widths
-from fer_scale.families.layers import SMALLEST_MAP, conv3x3, dense_head, flatten, initialise, scaled
+from fer_scale.families.layers import SMALLEST_MAP, conv3x3, scaled
 from fer_scale.families.network import Network
 from fer_scale.families.picking import Pick
-from fer_scale.families.scratch import ScratchConfig
+from fer_scale.families.scratch import ScratchConfig, assemble
 
 CHANNELS = (32, 64, 128, 256)
 INPUTS: dict[str, list[int]] = {"size": [48, 64], "channels": [1, 3]}
@@ -34,9 +33,9 @@ class Config(ScratchConfig):
 
 def build(config: Config, preprocessing: Preprocessing, num_classes: int) -> Network:
     """The network for pictures [N, C, S, S], C and S from ``preprocessing``; always from scratch."""
-    backbone = nn.Sequential()
+    blocks: list[nn.Module] = []
     inputs, side = preprocessing.channels, preprocessing.size
-    for index, base in enumerate(CHANNELS, start=1):
+    for base in CHANNELS:
         outputs = scaled(base, config.width)
         layers: list[nn.Module] = []
         for _ in range(2):
@@ -45,12 +44,8 @@ def build(config: Config, preprocessing: Preprocessing, num_classes: int) -> Net
         if side // 2 >= SMALLEST_MAP:
             layers.append(nn.MaxPool2d(2))
             side //= 2
-        backbone.add_module(f"block{index}", nn.Sequential(*layers, nn.Dropout(config.conv_dropout)))
-    pool, length = flatten(inputs, side)
-    backbone.add_module("pool", pool)
-    initialise(backbone)
-    head = dense_head(length, dense_widths(config.dense), num_classes, dropout=config.dense_dropout, batch_norm=True)
-    return Network(backbone, head, channels=preprocessing.channels)
+        blocks.append(nn.Sequential(*layers, nn.Dropout(config.conv_dropout)))
+    return assemble(blocks, inputs, side, config, preprocessing.channels, num_classes)
 
 
 def reference() -> tuple[Config, Preprocessing]:

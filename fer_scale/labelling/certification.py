@@ -15,7 +15,7 @@ from fer_scale import storage
 from fer_scale.errors import InputError
 from fer_scale.faces.detection import Face, square
 from fer_scale.faces.images import ImageError, decode
-from fer_scale.labelling.ledger import Ledger, Plan
+from fer_scale.labelling.ledger import Backlog, Ledger
 from fer_scale.labelling.parts import notes_path, unpacked
 from fer_scale.labelling.reading import Reader
 from fer_scale.labelling.results import labels_version
@@ -90,8 +90,8 @@ def pictures(
     wanted: dict[str, list[dict[Hashable, Any]]] = {}
     for row in rows.to_dict("records"):
         wanted.setdefault(row["id"], []).append(row)
-    plan = Plan(ledger.entries, {entry["part"] for entry in ledger.entries.values()})
-    for unit, changed in plan.match(source.units(unit_images)):
+    backlog = Backlog(ledger.entries, {entry["part"] for entry in ledger.entries.values()})
+    for unit, changed in backlog.match(source.units(unit_images)):
         if changed:
             unit = _unchanged(out, unit)
         unit = _only(unit, source, wanted.keys())

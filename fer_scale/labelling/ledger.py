@@ -11,8 +11,8 @@ from typing import Any
 
 from fer_scale import storage
 from fer_scale.errors import InputError
-from fer_scale.labelling.lease import LeaseLostError
 from fer_scale.labelling.units import Unit
+from fer_scale.lease import LeaseLostError
 
 MANIFEST_VERSION = 2
 MOST_FORMER = 64
@@ -136,26 +136,25 @@ class Ledger:
         self.labelled_images = 0
         """Images answered for in that time."""
         self._numbers: list[int] = []
-        self._unfinished: list[storage.FileInfo] = []
+        self._unfinished: list[str] = []
         self._load()
 
     def _load(self) -> None:
         if not storage.exists(self._folder):
             return
-        files: list[storage.FileInfo] = []
+        files: list[str] = []
         for file in storage.list_files(self._folder):
             # One that begins with a dot is what a run that was killed had not yet published.
-            (files if _number(file) else self._unfinished).append(file)
+            (files if _number(file.path) else self._unfinished).append(file.path)
         with ThreadPoolExecutor(16) as pool:
-            texts = list(pool.map(lambda file: storage.read_bytes(file.path), files))
-        for file, text in zip(files, texts, strict=True):
-            head, *lines = (json.loads(line) for line in text.splitlines())
-            if head["base"]:
-                self.entries, self.seconds, self.labelled_images = {}, 0.0, 0
-            self._numbers.append(_number(file))
-            self.seconds += head["seconds"]
-            self.labelled_images += head["images"]
-            self.entries.update((entry["key"], entry) for entry in lines)
+            for file, text in zip(files, pool.map(storage.read_bytes, files), strict=True):
+                head, *lines = (json.loads(line) for line in text.splitlines())
+                if head["base"]:
+                    self.entries, self.seconds, self.labelled_images = {}, 0.0, 0
+                self._numbers.append(_number(file))
+                self.seconds += head["seconds"]
+                self.labelled_images += head["images"]
+                self.entries.update((entry["key"], entry) for entry in lines)
 
     def commit(self, entries: list[Entry], seconds: float) -> None:
         """Make units count that are published.
@@ -179,18 +178,17 @@ class Ledger:
             LeaseLostError: another run has written meanwhile.
         """
         self.check()
-        if self._numbers and max(map(_number, storage.list_files(self._folder))) != self._numbers[-1]:
+        if self._numbers and max(_number(file.path) for file in storage.list_files(self._folder)) != self._numbers[-1]:
             raise LeaseLostError(TAKEN)
-        while self._unfinished:
-            storage.delete(self._unfinished.pop().path)
+        storage.delete_files(self._unfinished)
+        self._unfinished.clear()
         kept = {key: self.entries[key] for key in keys}
         if len(kept) == len(self.entries) and len(self._numbers) <= 1:
             return
         old = list(self._numbers)
         self._write({"base": True, "seconds": self.seconds, "images": self.labelled_images}, list(kept.values()))
         self.entries = kept
-        for number in old:
-            storage.delete(self._segment(number))
+        storage.delete_files(map(self._segment, old))
         self._numbers = self._numbers[len(old) :]
 
     def _segment(self, number: int) -> str:
@@ -206,13 +204,13 @@ class Ledger:
         self._numbers.append(number)
 
 
-def _number(file: storage.FileInfo) -> int:
+def _number(path: str) -> int:
     """Of a segment; 0 of what a run has not yet published, whose name begins with a dot."""
-    digits = storage.name(file.path).partition(".")[0]
+    digits = storage.name(path).partition(".")[0]
     return int(digits) if digits else 0
 
 
-class Plan:
+class Backlog:
     """Which units of a source are still to be done.
 
     Args:
@@ -222,9 +220,11 @@ class Plan:
     """
 
     def __init__(self, entries: dict[str, Entry], parts: set[str], retry_errors: bool = False) -> None:
-        self._entries = {key: entry for key, entry in entries.items() if entry["part"] in parts}
+        kept = {key: entry for key, entry in entries.items() if entry["part"] in parts}
+        # no more than is asked of them: all of a billion images' units travel to the task that lists
+        self._done = {key: (entry["part"], entry["errors"] > 0) for key, entry in kept.items()}
         self._retry = retry_errors
-        spans = sorted((*entry["span"], entry["part"]) for entry in self._entries.values() if entry["span"][1])
+        spans = sorted((*entry["span"], entry["part"]) for entry in kept.values() if entry["span"][1])
         self._spans = spans
         self._first = [span[0] for span in spans]
         self._reach = list(accumulate((span[1] for span in spans), max))
@@ -232,14 +232,14 @@ class Plan:
     def match(self, units: Iterable[Unit]) -> Iterator[tuple[Unit, bool]]:
         """Every unit with its part's name, and whether it is to be done."""
         for unit in units:
-            entry = self._entries.get(unit.key)
-            if entry is None:
+            part, errors = self._done.get(unit.key, (None, False))
+            if part is None:
                 yield unit.published_as(unit.key, self._former(unit)), True
-            elif self._retry and entry["errors"]:
-                base, _, attempt = entry["part"].partition("-")
-                yield unit.published_as(f"{base}-{int(attempt or 0) + 1}", [entry["part"]]), True
+            elif self._retry and errors:
+                base, _, attempt = part.partition("-")
+                yield unit.published_as(f"{base}-{int(attempt or 0) + 1}", [part]), True
             else:
-                yield unit.published_as(entry["part"]), False
+                yield unit.published_as(part), False
 
     def _former(self, unit: Unit) -> list[str]:
         """Parts of earlier listings whose stretch of ids meets the unit's."""

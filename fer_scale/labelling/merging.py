@@ -57,9 +57,7 @@ def settle_view(
     for kind, name, members in to_write:
         check()
         _merge(out, kind, name, members, origin)
-    for path in to_delete:
-        check()
-        storage.delete(path)
+    storage.delete_files(to_delete, check)
 
 
 def paths(folder: str) -> list[str]:

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from fer_scale.labelling.lease import BEAT_SECONDS
+from fer_scale.durations import duration
 from fer_scale.labelling.ledger import COMMIT_SECONDS, Entry
 from fer_scale.labelling.units import Unit
+from fer_scale.lease import BEAT_SECONDS
 
 SAMPLE_UNITS = 12
 """A worker: enough of them that one slow corner of a bucket does not decide."""
@@ -134,11 +135,10 @@ def lines(quote: dict[str, Any], price: float | None) -> Iterator[str]:
     )
     if not quote["to_label"]:
         return
-    hours, minutes = divmod(round(quote["seconds"] / 60), 60)
-    length = f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{quote['seconds']:.0f} s"
     yield (
-        f"about {length} of labelling: {quote['images_per_second']:,.0f} images a second by {quote['workers']} workers"
-        f" with {quote['memory_mib_per_worker']:,} MiB each; {quote['output_mib']:,} MiB of output"
+        f"about {duration(quote['seconds'])} of labelling: {quote['images_per_second']:,.0f} images a second by "
+        f"{quote['workers']} workers with {quote['memory_mib_per_worker']:,} MiB each; {quote['output_mib']:,} MiB of "
+        "output"
     )
     if quote["requests"]:
         kinds = ", ".join(f"{quote[f'requests_{kind}']:,} {kind}" for kind in ("get", "put", "list"))

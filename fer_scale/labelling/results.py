@@ -52,10 +52,10 @@ def settle(out: str, ledger: Ledger, current: Iterable[str], run: dict[str, Any]
     storage.delete(storage.join(out, "ledger", suspects.FOLDER))
     for kind in (*kinds, "units"):
         keep = {entry["part"] for entry in entries if entry[kind]} if kind in ("errors", "no_face") else named
-        for path in paths(storage.join(out, "ledger", kind)):
-            if storage.name(path).rpartition(".")[0] not in keep:
-                ledger.check()
-                storage.delete(path)
+        there = paths(storage.join(out, "ledger", kind))
+        storage.delete_files(
+            [path for path in there if storage.name(path).rpartition(".")[0] not in keep], ledger.check
+        )
 
 
 def labels_version(ledger: Ledger) -> str:

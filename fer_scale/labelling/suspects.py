@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from fer_scale import storage
+from fer_scale.faces.cutting import cut
 from fer_scale.faces.detection import Detection, Detector
 from fer_scale.faces.images import ImageError
-from fer_scale.labelling.cutting import cut
 from fer_scale.labelling.reading import Payload, Reader
 from fer_scale.labelling.units import Unit
 from fer_scale.labelling.worker import Answers

@@ -12,21 +12,10 @@ import pyarrow.parquet as pq
 
 from fer_scale import storage
 from fer_scale.errors import InputError
-from fer_scale.faces.tables import MAX_CELL
+from fer_scale.faces.tables import ENCODED, MAX_CELL, TEXT, find_column, is_struct_of_bytes
 
 if TYPE_CHECKING:
     import pandas as pd
-
-PICTURE_TYPES = (
-    pa.types.is_binary,
-    pa.types.is_large_binary,
-    pa.types.is_binary_view,
-    pa.types.is_fixed_size_binary,
-    pa.types.is_string,
-    pa.types.is_large_string,
-    pa.types.is_string_view,
-)
-
 
 GROWTH = 2**22
 """Hashes of ids for which room is made at a time, 32 MiB."""
@@ -47,9 +36,7 @@ def picture_column(schema: pa.Schema, image_column: str, id_column: str | None) 
         if column is not None and column not in schema.names:
             raise NoColumnError(f"there is no column {column!r}, only {', '.join(schema.names)}")
     kind = schema.field(image_column).type
-    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-        return kind
-    if any(check(kind) for check in PICTURE_TYPES):
+    if is_struct_of_bytes(kind) or any(check(kind) for check in (*ENCODED, *TEXT)):
         return kind
     raise NoColumnError(f"column {image_column!r} is {kind}, not encoded pictures, pixel text or paths")
 
@@ -71,13 +58,15 @@ def csv_rows(path: str, image_column: str, id_column: str | None) -> Iterator[tu
         # A byte that is no UTF-8 is a flaw of its cell, not of the file.
         rows = csv.reader(io.TextIOWrapper(data, encoding="utf-8-sig", errors="backslashreplace", newline=""))
         header = [cell.strip() for cell in next(rows, [])]
-        if image_column not in header and image_column == "image" and "pixels" in header:
-            image_column = "pixels"
-        for column in (image_column, id_column):
-            if column is not None and column not in header:
-                raise NoColumnError(f"there is no column {column!r}, only {', '.join(header)}"[:300])
-        image = header.index(image_column)
-        ident = None if id_column is None else header.index(id_column)
+
+        def at(*names: str) -> int:
+            found = find_column(header, *names)
+            if found is None:
+                raise NoColumnError(f"there is no column {names[0]!r}, only {', '.join(header)}"[:300])
+            return found
+
+        image = at(image_column, *(["pixels"] if image_column == "image" else []))
+        ident = None if id_column is None else at(id_column)
         for row in rows:
             if row:
                 cells = row + [""] * (len(header) - len(row))

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from fer_scale.faces.cutting import Cut, Shown
 from fer_scale.faces.detection import Face
 from fer_scale.faces.images import ImageError
-from fer_scale.labelling.cutting import Cut, Shown
 from fer_scale.labelling.tables import repeated
 from fer_scale.learning.acceptance import Acceptance
 

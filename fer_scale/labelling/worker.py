@@ -16,9 +16,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fer_scale import storage
+from fer_scale.faces.cutting import Cut, cut
 from fer_scale.faces.detection import Detector, NoFaceError
 from fer_scale.faces.images import ImageError, Preprocessing
-from fer_scale.labelling.cutting import Cut, cut
 from fer_scale.labelling.parts import (
     ERRORS_SCHEMA,
     labels_schema,

@@ -50,11 +50,10 @@ class Checkpoints:
         self._drop_others({"state.json", state["best_file"], *state["files"]})
 
     def _drop_others(self, kept: set[str]) -> None:
-        for info in list(storage.list_files(self.path)):
-            name = storage.name(info.path)
-            # what a kill left half written is named .step-*.partial-*
-            if name not in kept and (name.endswith(".safetensors") or ".partial-" in name):
-                storage.delete(info.path)
+        there = {storage.name(info.path): info.path for info in storage.list_files(self.path)}
+        # what a kill left half written is named .step-*.partial-*
+        ours = {name for name in there if name.endswith(".safetensors") or ".partial-" in name}
+        storage.delete_files(there[name] for name in ours - kept)
 
     def load(self, learner: Learner, state: dict[str, Any]) -> None:
         """Put a learner back to where ``state`` was written.

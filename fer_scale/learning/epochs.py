@@ -109,7 +109,7 @@ def _taken_up(
     state = checkpoints.state()
     network = begin(plan, store.classes) if state is None else _empty(configuration, store.classes, state["frozen"])
     network.mirrored = False  # here, where it would double what scoring costs; finish() builds the network anew
-    counts = [store.counts["train"].get(name, 0) for name in store.classes]
+    counts = store.class_counts("train")
     learner = Learner(network, configuration.recipe, class_counts=counts, seed=plan.seed, device=device)
     if state is not None:
         checkpoints.load(learner, state)

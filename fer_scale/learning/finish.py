@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load
 
 from fer_scale import bundle, storage
-from fer_scale.card import card
 from fer_scale.errors import InputError
 from fer_scale.faces.store import Store
 from fer_scale.families.network import Network
@@ -22,6 +21,7 @@ from fer_scale.learning.configuration import Configuration
 from fer_scale.learning.loop import logits
 from fer_scale.learning.plan import Plan
 from fer_scale.provenance import provenance
+from fer_scale.report import render
 
 CPU = torch.device("cpu")
 OTHER_SECONDS = 30.0
@@ -41,7 +41,7 @@ def seconds_needed(configuration: Configuration, faces: Store) -> float:
         began = time.monotonic()
         logits(network, images, CPU)
         took.append(time.monotonic() - began)
-    val, calib = (sum(faces.counts.get(split, {}).values()) for split in ("val", "calib"))
+    val, calib = faces.rows("val"), faces.rows("calib")
     # the last step takes about four answers a face, then the fit scores val, and finish() answers val and calib
     rows = 4 * configuration.recipe.batch_size + 2 * val + calib
     return OTHER_SECONDS + SLACK * rows * min(took) / MEASURED
@@ -69,7 +69,7 @@ def finish(plan: Plan, directory: Path) -> None:
         "split": "val",
     }
     calibration = None
-    if sum(faces.counts.get("calib", {}).values()):
+    if faces.rows("calib"):
         calib = _answered(network, faces, "calib", configuration)
         calibration = pd.concat([answers.table(temperature, faces.classes) for answers in (val, calib)])
     facts = {
@@ -83,7 +83,8 @@ def finish(plan: Plan, directory: Path) -> None:
         "seed": plan.seed,
         **provenance(),
     }
-    text = card(
+    card = render(
+        "card.md.j2",
         configuration=configuration.to_dict(),
         classes=faces.classes,
         counts=faces.counts,
@@ -102,7 +103,7 @@ def finish(plan: Plan, directory: Path) -> None:
         facts=facts,
         metrics=figures,
         curve=pd.DataFrame(state["curve"]),
-        card=text,
+        card=card,
         calibration=calibration,
     )
 

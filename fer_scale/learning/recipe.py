@@ -1,9 +1,9 @@
 """How a network is fitted: one frozen value, the same for a trial of a search and a fit on many workers."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from fer_scale.errors import InputError
+from fer_scale.families.checks import between
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,26 +43,16 @@ class Recipe:
     """Largest gradient norm, per step."""
 
     def __post_init__(self) -> None:
-        check("lr", self.lr, 0.0, 10.0)
-        check("warmup", self.warmup, 0.0, 0.9)
-        check("weight_decay", self.weight_decay, 0.0, 1.0)
-        check("batch_size", self.batch_size, 2, 65536)
-        check("label_smoothing", self.label_smoothing, 0.0, 0.9)
-        check("mixup", self.mixup, 0.0, 10.0)
-        check("cutmix", self.cutmix, 0.0, 10.0)
-        check("augmentation", self.augmentation, 0.0, 3.0)
-        check("class_weighting", self.class_weighting, 0.0, 2.0)
-        check("layer_decay", self.layer_decay, 0.01, 1.0)
-        check("thaw", self.thaw, 0.0, 1.0)
-        check("ema", self.ema, 0.0, 0.99999)
-        check("clip", self.clip, 0.01, 1000.0)
-
-
-def check(name: str, value: Any, low: float, high: float) -> None:
-    """Refuse a number out of range.
-
-    Raises:
-        InputError: ``low <= value <= high`` does not hold.
-    """
-    if not low <= value <= high:
-        raise InputError(f"{name}={value}", f"{low} <= {name} <= {high}", "choose a value in that range")
+        between("lr", self.lr, 0.0, 10.0)
+        between("warmup", self.warmup, 0.0, 0.9)
+        between("weight_decay", self.weight_decay, 0.0, 1.0)
+        between("batch_size", self.batch_size, 2, 65536)
+        between("label_smoothing", self.label_smoothing, 0.0, 0.9)
+        between("mixup", self.mixup, 0.0, 10.0)
+        between("cutmix", self.cutmix, 0.0, 10.0)
+        between("augmentation", self.augmentation, 0.0, 3.0)
+        between("class_weighting", self.class_weighting, 0.0, 2.0)
+        between("layer_decay", self.layer_decay, 0.01, 1.0)
+        between("thaw", self.thaw, 0.0, 1.0)
+        between("ema", self.ema, 0.0, 0.99999)
+        between("clip", self.clip, 0.01, 1000.0)

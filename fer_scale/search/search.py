@@ -12,8 +12,8 @@ from fer_scale import storage
 from fer_scale.console import warn
 from fer_scale.errors import InputError
 from fer_scale.faces.store import Store
-from fer_scale.labelling.lease import Lease, LeaseLostError
 from fer_scale.learning import metrics
+from fer_scale.lease import Lease, LeaseLostError
 from fer_scale.search import price, rows
 from fer_scale.search.journal import Journal
 from fer_scale.search.ladder import COUNTED, SHORT, Policy, Rungs
@@ -66,7 +66,7 @@ class Search:
         self.record = Record(out, store, self.rungs, seed=self._settings["seed"], price_per_hour=price_per_hour)
         self.progress = SearchProgress(families, self.rungs.count, self.deadline)
         self._max_trials = max_trials
-        faces = sum(store.counts["val"].values())
+        faces = store.rows("val")
         low, high = metrics.wilson_interval(faces / 2, faces)
         self._policy = Policy(self.rungs, families, slots=slots, spread=(high - low) / 2)
         self._first: dict[int, Fit] = {}

@@ -13,10 +13,10 @@ from fer_scale.errors import InputError
 from fer_scale.faces.labels import OTHER
 from fer_scale.labelling import certification, ledger, results
 from fer_scale.labelling.certification import FOLDER, Sample
-from fer_scale.labelling.lease import Lease
 from fer_scale.labelling.ledger import Ledger
 from fer_scale.labelling.sources import Source
 from fer_scale.learning.certificate import LEVEL, estimate
+from fer_scale.lease import Lease
 
 PathLike = str | os.PathLike[str]
 

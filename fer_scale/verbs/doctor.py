@@ -15,6 +15,7 @@ from fer_scale.cluster import Cluster, connected
 from fer_scale.console import console, progress, set_quiet
 from fer_scale.diagnosis import Finding, Machine
 from fer_scale.errors import InputError
+from fer_scale.provenance import versions
 
 ANSWER_SECONDS = 90.0
 """For how long a machine's answer is waited for: its first worker may have to import PyTorch."""
@@ -134,7 +135,7 @@ def _ask(probe: str) -> list[Finding]:
     if probe:
         found += _not_shared(probe, {name: nodes[name]["NodeID"] for name in machines}, machines)
     offered: Mapping[str, Mapping[str, float]] = {name: node["Resources"] for name, node in nodes.items()}
-    return [*found, *diagnosis.judge(machines, offered, diagnosis.versions())]
+    return [*found, *diagnosis.judge(machines, offered, versions(diagnosis.LIBRARIES))]
 
 
 def _silent(name: str, said: str) -> Finding:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -14,15 +15,15 @@ from fer_scale.bundle import Bundle
 from fer_scale.console import progress, say, set_quiet
 from fer_scale.errors import InputError
 from fer_scale.evaluation_report import Model, page
-from fer_scale.faces.store import Faces, Store
+from fer_scale.faces.store import Store
 from fer_scale.learning.comparison import paired_test, share_at_error
 from fer_scale.learning.metrics import expected_calibration_error, summarise
 from fer_scale.predictor import Predictor
 from fer_scale.report import interval, percent
 
 PathLike = str | os.PathLike[str]
-CHUNK = 512
-"""Faces between two steps of the progress."""
+CHUNK = 1024
+"""Faces that are decoded and answered at a time."""
 ERRORS = (0.01, 0.02, 0.05, 0.10)
 """Errors for which the share of the surest faces is told."""
 
@@ -101,26 +102,26 @@ def _names(paths: Sequence[str]) -> list[str]:
 
 
 def _predict(bundles: list[Bundle], names: list[str], store: Store, split: str) -> list[Model]:
-    """Bundles that see the same pixels share one decoding."""
+    """Bundles that see the same pixels share one decoding; of the pictures some are in memory at a time."""
+    store.check(split)
     models: dict[int, Model] = {}
-    order = sorted(
-        range(len(bundles)), key=lambda i: (bundles[i].preprocessing.size, bundles[i].preprocessing.channels)
-    )
-    faces: Faces | None = None
-    seen = None
-    for i in order:
-        if faces is None or bundles[i].preprocessing != seen:
-            seen = bundles[i].preprocessing
-            faces = store.faces(split, seen)
-        predictor = Predictor.load(bundles[i])
-        parts = []
-        with progress(f"{names[i]} on {split}", len(faces)) as meter:
-            for at in range(0, len(faces), CHUNK):
-                part = predictor.logits(faces.images[at : at + CHUNK])
-                parts.append(part)
-                meter.advance(len(part))
-        columns = [bundles[i].classes.index(name) for name in store.classes]
-        models[i] = Model(names[i], bundles[i], faces.ids, faces.labels, np.concatenate(parts)[:, columns])
+    for inputs in dict.fromkeys(bundle.preprocessing for bundle in bundles):
+        predictors = {i: Predictor.load(one) for i, one in enumerate(bundles) if one.preprocessing == inputs}
+        parts: dict[int, list[npt.NDArray[np.float32]]] = {i: [] for i in predictors}
+        ids: list[str] = []
+        labels = []
+        title = f"{', '.join(names[i] for i in predictors)} on {split}"
+        with progress(title, store.rows(split)) as meter:
+            for faces in store.parts(split, inputs, rows=CHUNK):
+                ids += faces.ids
+                labels.append(faces.labels)
+                for i, predictor in predictors.items():
+                    parts[i].append(predictor.logits(faces.images))
+                meter.advance(len(faces))
+        for i in predictors:
+            columns = [bundles[i].classes.index(name) for name in store.classes]
+            logits = np.concatenate(parts[i])[:, columns]
+            models[i] = Model(names[i], bundles[i], ids, np.concatenate(labels), logits)
     return [models[i] for i in range(len(bundles))]
 
 

@@ -1,7 +1,6 @@
 """``fer-scale ingest``: labelled faces from anywhere into a face store."""
 
 import json
-import platform
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -9,10 +8,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-import PIL
 import pyarrow as pa
 
-import fer_scale
 from fer_scale import storage
 from fer_scale.console import say, set_quiet, warn
 from fer_scale.errors import InputError
@@ -25,6 +22,7 @@ from fer_scale.faces.spool import Spool
 from fer_scale.faces.store import SPLITS, STORE_VERSION
 from fer_scale.faces.votes import Votes
 from fer_scale.faces.write import write_data, write_set_aside
+from fer_scale.provenance import versions
 
 DEFAULT_CLASSES = ("happy", "sad", "surprised", "neutral")
 
@@ -159,7 +157,7 @@ def _manifest(
         "fingerprint": fingerprint(rows, decision, labels.classes, ballots),
         "image_size": {"width": written["width"], "height": written["height"]},
         **_joined(ballots, rows, decision),
-        "versions": _versions(),
+        "versions": {**versions(("pillow", "pyarrow")), "preprocessing": PREPROCESSING_VERSION},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
@@ -197,16 +195,6 @@ def _counts(spool: Spool, decision: Decision) -> dict[str, int]:
     if counts["read"] != sum(counts.values()) - counts["read"]:
         raise RuntimeError(f"the counts do not add up: {counts}")
     return counts
-
-
-def _versions() -> dict[str, Any]:
-    return {
-        "fer_scale": fer_scale.__version__,
-        "preprocessing": PREPROCESSING_VERSION,
-        "pillow": PIL.__version__,
-        "pyarrow": pa.__version__,
-        "python": platform.python_version(),
-    }
 
 
 def _remark(splits: dict[str, dict[str, int]]) -> None:

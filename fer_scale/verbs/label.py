@@ -15,11 +15,11 @@ from fer_scale.faces import mtcnn
 from fer_scale.faces.detection import Detection
 from fer_scale.faces.images import PREPROCESSING_VERSION
 from fer_scale.labelling import ledger
-from fer_scale.labelling.lease import Lease
 from fer_scale.labelling.sources import Source
 from fer_scale.learning.acceptance import Known, promise
 from fer_scale.learning.cascade import cascade
 from fer_scale.learning.drift import on_calib
+from fer_scale.lease import Lease
 from fer_scale.predictor import EngineName
 from fer_scale.verbs.label_actor import Wish
 from fer_scale.verbs.label_quote import quote

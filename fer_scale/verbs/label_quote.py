@@ -11,7 +11,7 @@ from fer_scale import storage
 from fer_scale.cluster import Cluster, connected
 from fer_scale.console import progress, say
 from fer_scale.labelling import results
-from fer_scale.labelling.ledger import Ledger, Plan
+from fer_scale.labelling.ledger import Backlog, Ledger
 from fer_scale.labelling.quote import SAMPLE_SECONDS, SAMPLE_UNITS, Listed, Sampled, estimate, lines, listed, nothing
 from fer_scale.labelling.sources import Source
 from fer_scale.labelling.units import Unit
@@ -44,9 +44,9 @@ def quote(
     with connected() as cluster:
         settings = {**settings, "engine": engine_of(cluster, settings["engine"])}
         workers, gpu = crew(cluster, settings["engine"], wish.workers)
-        plan = Plan({}, set()) if anew else _plan(out, wish)
+        backlog = Backlog({}, set()) if anew else _backlog(out, wish)
         before = storage.requests_made()
-        found = listed(plan.match(source.units(settings["unit_images"])), SAMPLE_UNITS * workers, seed)
+        found = listed(backlog.match(source.units(settings["unit_images"])), SAMPLE_UNITS * workers, seed)
         listing = storage.requests_made() - before
         if found.sizes:
             job = Job.of(settings, bundle, source, out, wish, min(workers, len(found.sizes)), gpu)
@@ -62,8 +62,8 @@ def quote(
     return {"dry_run": True, **values, **({} if price is None else {"price": round(price, 4)})}
 
 
-def _plan(out: str, wish: Wish) -> Plan:
-    return Plan(Ledger(out).entries, results.parts(out), wish.retry_errors)
+def _backlog(out: str, wish: Wish) -> Backlog:
+    return Backlog(Ledger(out).entries, results.parts(out), wish.retry_errors)
 
 
 def _measured(job: Job, found: Listed, listing: int, cluster: Cluster) -> dict[str, Any]:

@@ -10,12 +10,12 @@ from typing import Any, Literal, Self
 
 from fer_scale import storage
 from fer_scale.cluster import Cluster, connected
-from fer_scale.console import Meter, progress, say, warn
+from fer_scale.console import Meter, console, progress, say, warn
 from fer_scale.labelling import ledger, results
-from fer_scale.labelling.lease import Lease
-from fer_scale.labelling.ledger import COMMIT_SECONDS, Ledger, Plan
+from fer_scale.labelling.ledger import COMMIT_SECONDS, Backlog, Ledger
 from fer_scale.labelling.sources import Source
 from fer_scale.labelling.units import Unit
+from fer_scale.lease import Lease
 from fer_scale.predictor import EngineName
 from fer_scale.verbs.label_actor import Job, Wish
 from fer_scale.verbs.label_stream import ACTOR_CPUS, stream
@@ -77,14 +77,14 @@ class Session:
 
     def run(self, bundle: str, cluster: Cluster | None) -> dict[str, Any]:
         """Label what is left to do, on `cluster` or, where there is none yet, on one for as long as that takes."""
-        plan = Plan(self._ledger.entries, results.parts(self._out), self._wish.retry_errors)
+        backlog = Backlog(self._ledger.entries, results.parts(self._out), self._wish.retry_errors)
         seen: set[str] = set()
-        matched = plan.match(self._source.units(self._target))
+        matched = backlog.match(self._source.units(self._target))
         first = next(((unit, to_do) for unit, to_do in _noting(matched, seen) if to_do), None)
         if first is not None:
             seen = set()
             with nullcontext(cluster) if cluster else connected() as cluster:
-                self._label(bundle, cluster, plan, chain([first], matched), seen)
+                self._label(bundle, cluster, backlog, chain([first], matched), seen)
         else:
             say("nothing left to label")
         self._ids.result()
@@ -111,7 +111,7 @@ class Session:
         self,
         bundle: str,
         cluster: Cluster,
-        plan: Plan,
+        backlog: Backlog,
         listing: Iterator[tuple[Unit, bool]],
         seen: set[str],
     ) -> None:
@@ -125,8 +125,10 @@ class Session:
             if len(begun) == workers:
                 break
         job = Job.of(settings, bundle, self._source, self._out, self._wish, len(begun), gpu)
-        entries = stream(job, plan, self._target, seen)
-        with progress("labelling") as meter, _Counting(meter, begun, listing):
+        entries = stream(job, backlog, self._target, seen)
+        # a bar that nobody sees needs no total, and to go through a manifest is work
+        shown = not console.quiet and self._source.manifest is None
+        with progress("labelling") as meter, _Counting(meter, begun, listing) if shown else nullcontext():
             self._take(entries, meter)
 
     def _take(self, entries: Iterator[ledger.Entry], meter: Meter) -> None:

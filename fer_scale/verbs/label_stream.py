@@ -18,7 +18,7 @@ from ray.data.datasource import ReadTask
 from ray.exceptions import RayActorError
 
 from fer_scale.errors import FerScaleError, InputError
-from fer_scale.labelling.ledger import Entry, Plan
+from fer_scale.labelling.ledger import Backlog, Entry
 from fer_scale.labelling.sources import Source
 from fer_scale.verbs.label_actor import UNITS_AT_ONCE, Job, Labeller, failed
 
@@ -35,7 +35,7 @@ class IncompleteError(RuntimeError):
     """Not all units that were listed came back."""
 
 
-def stream(job: Job, plan: Plan, target: int, seen: set[str]) -> Iterator[Entry]:
+def stream(job: Job, backlog: Backlog, target: int, seen: set[str]) -> Iterator[Entry]:
     """Label all units that are to be done; gives the entry of each as it is published.
 
     Args:
@@ -47,7 +47,7 @@ def stream(job: Job, plan: Plan, target: int, seen: set[str]) -> Iterator[Entry]
         IncompleteError: a unit was lost on the way.
     """
     expected: int | None = None
-    for message in messages(job, lambda: _listing(job.source, plan, target), Labeller):
+    for message in messages(job, lambda: _listing(job.source, backlog, target), Labeller):
         if "entry" in message:
             seen.add(message["entry"]["key"])
             yield message["entry"]
@@ -139,12 +139,12 @@ class Listing(Datasource):
         return [ReadTask(self._rows, BlockMetadata(None, None, None, None))]
 
 
-def _listing(source: Source, plan: Plan, target: int) -> Iterator[pa.Table]:
+def _listing(source: Source, backlog: Backlog, target: int) -> Iterator[pa.Table]:
     """Rows of ``unit`` (to be done) or ``message`` (for the driver); the last one says how many units there are."""
     held: list[str] = []
     units = 0
     try:
-        for unit, to_do in plan.match(source.units(target)):
+        for unit, to_do in backlog.match(source.units(target)):
             units += 1
             if to_do:
                 yield row(unit=unit.to_bytes())

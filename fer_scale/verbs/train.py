@@ -27,7 +27,8 @@ from fer_scale.learning.configuration import Configuration
 from fer_scale.learning.epochs import CHECKPOINT_SECONDS, begin, run
 from fer_scale.learning.finish import finish, seconds_needed
 from fer_scale.learning.plan import Plan, check_same, source
-from fer_scale.search.price import pick as picked
+from fer_scale.lease import Lease
+from fer_scale.search.chosen import chosen
 from fer_scale.verbs.train_stream import READER_CPUS, opened, readers
 
 DEFAULT_EPOCHS = 24
@@ -100,7 +101,7 @@ def train(
     faces = Store.open(store)
     for split in ("train", "val"):
         faces.check(split)
-    low, high = _workers(workers, min(configuration.recipe.batch_size, sum(faces.counts["train"].values())))
+    low, high = _workers(workers, min(configuration.recipe.batch_size, faces.rows("train")))
     limit = None if memory_limit is None else parse_bytes(memory_limit, "memory-limit")
     inputs = [path for path in (store, from_search, config, init_from) if path]
     storage.check_output(out, overwrite=overwrite, resume=resume, inputs=inputs)
@@ -132,14 +133,15 @@ def train(
         )
         if not resume:
             begin(plan, faces.classes)  # what cannot be had is said before anything starts
-        if overwrite:
-            storage.delete(plan.checkpoints)  # a bundle that is there stays until the new one takes its place
-        plan = plan.laid_down(faces)
-        if plan.streamed:
-            say("the faces are more than the memory limit: they are read as the fit goes")
-        _fit(plan, low, high)
-        with storage.publishing(out, overwrite=True, last="config.json") as staging:
-            finish(plan, staging)
+        with Lease(out, "of train"):
+            if overwrite:
+                storage.delete(plan.checkpoints)  # a bundle that is there stays until the new one takes its place
+            plan = plan.laid_down(faces)
+            if plan.streamed:
+                say("the faces are more than the memory limit: they are read as the fit goes")
+            _fit(plan, low, high)
+            with storage.publishing(out, overwrite=True, last="config.json") as staging:
+                finish(plan, staging)
     return _summary(Bundle.load(out), out, time.time() - began)
 
 
@@ -278,7 +280,7 @@ def _configuration(
         values = storage.read_json(storage.normal(config))
         of_bundle = isinstance(values, dict) and "model_id" in values
         return Configuration.from_dict(values["configuration"] if of_bundle else values)
-    return picked(storage.normal(from_search or ""), pick, min_accuracy)
+    return chosen(storage.normal(from_search or ""), pick, min_accuracy)
 
 
 def _budget(epochs_: int | None, time_budget: str | float | None) -> float | None:

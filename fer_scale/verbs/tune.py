@@ -18,6 +18,7 @@ from fer_scale.durations import parse_bytes, parse_seconds
 from fer_scale.errors import InputError
 from fer_scale.faces.store import Store
 from fer_scale.families import FAMILIES
+from fer_scale.lease import Lease
 from fer_scale.search.fixed import check_fixed
 from fer_scale.search.fixed import read as read_space
 from fer_scale.search.search import Search
@@ -144,7 +145,7 @@ def tune(
     deadline = time.time() + budget
     faces = Store.open(store)
     for split in ("train", "val"):
-        faces.read(split, ["id"])
+        faces.check(split)
     storage.check_output(out, overwrite=overwrite, resume=resume, inputs=[store])
     with connected(cpus=cpus_per_trial, gpus=gpus_per_trial or 0) as cluster:
         cluster = cluster.require(one=cpus_per_trial, one_gpus=gpus_per_trial or 0)
@@ -152,7 +153,8 @@ def tune(
         cluster = cluster.require(one=cpus_per_trial, one_gpus=gpus)
         slots = cluster.room(cpus_per_trial, gpus)
         if overwrite:
-            storage.delete(out)
+            with Lease(out, "of tune"):
+                storage.delete(out)
         search = Search(
             out,
             faces,

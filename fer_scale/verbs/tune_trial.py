@@ -98,7 +98,7 @@ class Climber(ray.tune.Trainable):
         try:
             configuration = Configuration.from_dict(self._config["configuration"])
             compute, seed = self._config["compute"], self._config["seed"]
-            counts = [self._store.counts["train"].get(name, 0) for name in self._store.classes]
+            counts = self._store.class_counts("train")
             torch.manual_seed(seed)
             network = whole = build(configuration, len(counts))
             facts["parameters"] = sum(parameter.numel() for parameter in network.parameters())

@@ -19,6 +19,7 @@ from tests.serving import listening, picture
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 Browser, Page, expect = sync_api.Browser, sync_api.Page, sync_api.expect
+expect.set_options(timeout=30_000)  # the first photograph waits for the detector to be loaded
 
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 TOKEN = "correct-horse-battery"

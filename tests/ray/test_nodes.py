@@ -1,6 +1,5 @@
 """Several nodes, one of which is lost in the middle: label, tune and train on raylets that are all this machine."""
 
-import contextlib
 import json
 import shutil
 import tempfile
@@ -44,17 +43,18 @@ def nodes() -> Iterator[Cluster]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def one_lost(nodes: Cluster, when: Callable[[], bool]) -> Iterator[ThreadPoolExecutor]:
-    """What the block submits to the pool loses a node as soon as `when` holds; another comes when it has ended."""
+def losing_one(nodes: Cluster, when: Callable[[], bool], verb: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """What a verb gives that loses a node as soon as `when` holds; another comes when it has ended."""
     with ThreadPoolExecutor(1) as pool:
-        yield pool
+        running = pool.submit(verb, *args, **options)
         until = time.monotonic() + 120
         while not when():
             assert time.monotonic() < until
             time.sleep(0.05)
         nodes.remove_node(next(iter(nodes.worker_nodes)), allow_graceful=False)
+        assert not running.done(), "it ended before it could lose anything"
     nodes.add_node(**NODE)
+    return running.result()
 
 
 @pytest.fixture(scope="module")
@@ -67,14 +67,16 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_label_loses_nothing_with_a_node(nodes: Cluster, tmp_path: Path) -> None:
-    draw(tmp_path / "faces", 600, seed=0)
+    draw(tmp_path / "faces", 1500, seed=0)
     bundle, out = write_bundle(tmp_path / "bundle"), tmp_path / "out"
     options: dict[str, Any] = {"include": "*.png", "quiet": True}
-    with one_lost(nodes, lambda: len(list((out / "ledger" / "labels").glob("*.parquet"))) >= 2) as pool:
-        running = pool.submit(fer_scale.label, bundle, tmp_path / "faces", out, **options)
-    summary = running.result()
+
+    def begun() -> bool:
+        return len(list((out / "ledger" / "labels").glob("*.parquet"))) >= 2
+
+    summary = losing_one(nodes, begun, fer_scale.label, bundle, tmp_path / "faces", out, **options)
     ids = pq.read_table(out / "labels")["id"].to_pylist()
-    assert len(ids) == len(set(ids)) == summary["labelled"] == summary["inputs"] == 600
+    assert len(ids) == len(set(ids)) == summary["labelled"] == summary["inputs"] == 1500
     assert fer_scale.label(bundle, tmp_path / "faces", out, **options)["new"] == 0
 
 
@@ -87,10 +89,18 @@ def test_a_fit_goes_on_with_the_nodes_that_are_left(nodes: Cluster, store: Path,
     config.write_text(
         json.dumps({"family": "resnet", "network": network, "preprocessing": preprocessing, "recipe": recipe})
     )
-    with one_lost(nodes, (out / "fit" / "state.json").exists) as pool:
-        running = pool.submit(fer_scale.train, store, out=out, config=config, epochs=12, workers="1..3", quiet=True)
-    assert running.result()["epochs"] == 12
-    assert list(pd.read_parquet(out / "curve.parquet")["epoch"]) == list(range(1, 13))
+    state, seen = out / "fit" / "state.json", []
+
+    def begun() -> bool:
+        if state.exists():
+            seen[:] = [row["seconds"] for row in json.loads(state.read_text())["curve"]]
+        return bool(seen)
+
+    options: dict[str, Any] = {"out": out, "config": config, "epochs": 12, "workers": "1..3", "quiet": True}
+    assert losing_one(nodes, begun, fer_scale.train, store, **options)["epochs"] == 12
+    curve = pd.read_parquet(out / "curve.parquet")
+    assert list(curve["epoch"]) == list(range(1, 13))
+    assert curve["seconds"].iloc[: len(seen)].tolist() == seen
     assert Bundle.load(out).model_id
 
 
@@ -98,11 +108,8 @@ def test_a_fit_goes_on_with_the_nodes_that_are_left(nodes: Cluster, store: Path,
 def test_a_search_keeps_a_row_of_every_trial(nodes: Cluster, store: Path, tmp_path: Path) -> None:
     out = tmp_path / "search"
     fixed = {"size": 48, "batch_size": 32, "cnn1.width": 0.25}
-    with one_lost(nodes, (out / "trials.parquet").exists) as pool:
-        running = pool.submit(
-            fer_scale.tune, store, out=out, families=["cnn1"], fix=fixed, time_budget=60, max_trials=8, quiet=True
-        )
-    found = running.result()
+    options: dict[str, Any] = {"out": out, "families": ["cnn1"], "fix": fixed, "time_budget": 60, "max_trials": 8}
+    found = losing_one(nodes, (out / "trials.parquet").exists, fer_scale.tune, store, **options, quiet=True)
     rows = pq.read_table(out / "trials.parquet").to_pylist()
     assert len(rows) == found["trials"] >= 3
     assert all(row["status"] not in ("running", None) for row in rows)

@@ -15,17 +15,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 import psutil
 import pytest
 
+from fer_scale.bundle import Bundle
 from fer_scale.faces.images import prepare
+from fer_scale.learning.acceptance import promise
 from fer_scale.predictor import Predictor
 from fer_scale.verbs.serve import detecting, haproxy
 from tests import photographs
-from tests.bundles import write_bundle
+from tests.bundles import calibration, write_bundle
 from tests.serving import picture
 
 COMMAND = [sys.executable, "-m", "fer_scale", "serve"]
@@ -75,7 +78,7 @@ def started(bundle: Path, *options: str, **environment: str) -> Iterator[Server]
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with started(write_bundle(tmp_path_factory.mktemp("serve") / "bundle")) as server:
+    with started(write_bundle(tmp_path_factory.mktemp("serve") / "bundle"), "--replicas", "2") as server:
         yield server
 
 
@@ -129,7 +132,7 @@ def test_page_health_and_metrics(server: Server) -> None:
         assert "<title>fer_scale" in client.get("/").text
         metrics = client.get("/metrics").text
     assert 'fer_scale_requests_total{route="/v1/predict",code="200"}' in metrics
-    assert "\nfer_scale_replicas 1\n" in metrics
+    assert "\nfer_scale_replicas 2\n" in metrics
 
 
 def listening(server: Server) -> list[tuple[psutil.Process, str]]:
@@ -158,6 +161,29 @@ def test_a_port_in_use_is_one_clear_line(server: Server) -> None:
     assert f"127.0.0.1:{port} cannot be listened on" in line
 
 
+@pytest.mark.skipif(not haproxy.available(), reason="needs fer_scale[haproxy]")
+def test_haproxy_turns_from_a_replica_that_dies_and_says_when_there_is_none(server: Server) -> None:
+    processes = psutil.Process(server.process.pid).children(recursive=True)
+    first, second = (
+        one for one in processes if one.cmdline() and "ServeReplica:fer_scale:Endpoint" in one.cmdline()[0]
+    )
+    with httpx.Client(base_url=server.url, timeout=30) as client:
+        first.kill()
+        for _ in range(20):
+            assert client.post("/v1/predict", content=picture(0)).status_code == 200
+        second.kill()
+        second.wait()
+        response = client.post("/v1/predict", content=picture(0))
+        assert response.status_code == 503
+        assert response.headers["retry-after"] == "1"
+        assert response.headers["content-type"] == "application/problem+json"
+        assert response.json()["type"].endswith(":unavailable")
+        until = time.monotonic() + 60
+        while client.post("/v1/predict", content=picture(0)).status_code != 200:
+            assert time.monotonic() < until
+            time.sleep(0.2)
+
+
 def test_sigterm_ends_it_and_all_its_processes(server: Server) -> None:
     children = psutil.Process(server.process.pid).children(recursive=True)
     server.process.send_signal(signal.SIGTERM)
@@ -169,16 +195,31 @@ def test_sigterm_ends_it_and_all_its_processes(server: Server) -> None:
     assert [process.name() for process in alive] == []
 
 
-def test_without_haproxy_replicas_share_the_port_and_another_follows_one_that_dies(tmp_path: Path) -> None:
-    bundle = write_bundle(tmp_path / "bundle")
-    with started(bundle, "--replicas", "2", RAY_SERVE_ENABLE_HA_PROXY="0") as server:
+def test_a_token_and_a_promise_on_every_interface_without_haproxy(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "bundle", calibration=calibration())
+    (tmp_path / "token").write_text("correct-horse-battery\n")
+    options = ["--token-file", str(tmp_path / "token"), "--max-error", "0.05", "--host", "0.0.0.0", "--replicas", "2"]
+    with started(bundle, *options, RAY_SERVE_ENABLE_HA_PROXY="0") as server:
         (killed, interface), (other, _) = listening(server)
-        assert interface == "127.0.0.1"
-        assert httpx.post(f"{server.url}/v1/predict", content=picture(0), timeout=30).status_code == 200
+        assert interface == "0.0.0.0"
+        assert httpx.post(f"{server.url}/v1/predict", content=picture(0), timeout=30).status_code == 401
+        bearer = {"Authorization": "Bearer correct-horse-battery"}
+
+        def ask(seed: int = 0) -> dict[str, Any]:
+            """On a connection of its own."""
+            response = httpx.post(f"{server.url}/v1/predict", content=picture(seed), headers=bearer, timeout=30)
+            found: dict[str, Any] = response.raise_for_status().json()["results"][0]
+            return found
+
+        acceptance = promise(Bundle.load(bundle), 0.05)
+        for seed in range(8):
+            answer = ask(seed)
+            confidence, label = np.float32([answer["confidence"]]), np.array([answer["label"]], dtype=object)
+            assert [answer["accepted"]] == acceptance.mask(confidence, label).tolist()
         killed.kill()
         killed.wait()
-        for _ in range(10):  # a connection each
-            assert httpx.post(f"{server.url}/v1/predict", content=picture(0), timeout=30).status_code == 200
+        for _ in range(10):
+            ask()
         until = time.monotonic() + 60
         while len(found := listening(server)) < 2:
             assert time.monotonic() < until

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from fer_scale.card import card
 from fer_scale.learning.configuration import Configuration
 from fer_scale.learning.metrics import summarise
+from fer_scale.report import render
 
 CLASSES = ["happy", "sad"]
 
@@ -25,7 +25,7 @@ def made(**changes: object) -> str:
         "versions": {"torch": "2.14.1", "timm": "1.0.31"},
         "seconds": 75.0,
     }
-    return card(**(values | changes))  # type: ignore[arg-type]
+    return render("card.md.j2", **(values | changes))
 
 
 def test_card_leaves_room_for_the_id_and_tells_the_figures() -> None:

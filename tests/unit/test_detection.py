@@ -14,10 +14,10 @@ import pytest
 import sklearn
 from PIL import Image, ImageDraw
 
+from fer_scale.faces.cutting import cut
 from fer_scale.faces.detection import Detection, Detector, Face, NoFaceError, square
 from fer_scale.faces.images import ImageError, Preprocessing
 from fer_scale.labelling import results
-from fer_scale.labelling.cutting import cut
 from fer_scale.labelling.ledger import Ledger, Plan
 from fer_scale.labelling.reading import Reader
 from fer_scale.labelling.sources import Source

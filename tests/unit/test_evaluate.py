@@ -15,13 +15,14 @@ import torch
 from PIL import Image, ImageDraw
 
 from fer_scale import bundle
-from fer_scale.card import card
 from fer_scale.errors import InputError
 from fer_scale.faces.images import Preprocessing, pixel_sha256, prepare
-from fer_scale.faces.store import STORE_SCHEMA, STORE_VERSION
+from fer_scale.faces.store import STORE_SCHEMA, STORE_VERSION, Store
 from fer_scale.families.network import Network
 from fer_scale.learning.configuration import Configuration
 from fer_scale.learning.metrics import summarise
+from fer_scale.predictor import Predictor
+from fer_scale.report import render
 from fer_scale.verbs.evaluate import evaluate
 
 CLASSES = ["happy", "sad", "surprised"]
@@ -123,7 +124,8 @@ def make_bundle(path: Path, network: Network, fingerprint: str = "drawn-0", clas
 
 
 def card_of(store: Path) -> str:
-    return card(
+    return render(
+        "card.md.j2",
         configuration=CONFIGURATION.to_dict(),
         classes=CLASSES,
         counts=json.loads((store / "manifest.json").read_text())["counts"]["splits"],
@@ -160,6 +162,11 @@ def test_figures_of_one_bundle_follow_from_its_predictions(work: Path, tmp_path:
     probabilities = rows[[f"prob_{name}" for name in CLASSES]].to_numpy()
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
     np.testing.assert_allclose(rows.confidence, probabilities.max(axis=1))
+    predictor = Predictor.load(work / "long")  # as label and serve do
+    known = Store.open(str(work / "store")).faces("test", predictor.preprocessing)
+    answered = rows.set_index("id").loc[known.ids, [f"prob_{name}" for name in CLASSES]]
+    np.testing.assert_allclose(answered, predictor.probabilities(known.images), atol=1e-5)
+    assert result["ece"] != result["ece_uncalibrated"]
     assert result["split"] == "test"
     assert set(rows.model_id) == {result["model_id"]}
     assert {"macro_f1", "per_class", "classes", "ece", "ece_uncalibrated", "parameters"} <= set(result)

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 import os
 import tarfile
@@ -140,6 +141,26 @@ def test_a_source_of_test_pictures_alone_is_not_carved(tmp_path):
         "calib": 0,
         "test": 12,
     }
+
+
+@pytest.mark.parametrize(("kept", "gone"), itertools.combinations(["test", "calib", "val", "train"], 2))
+def test_of_a_picture_on_two_sides_that_which_proves_most_stays(kept, gone, tmp_path):
+    rows = [
+        {"id": f"{split}-{number}", "split": split, "label": TWO[number % 2], "image": picture(10 * place + number)}
+        for place, split in enumerate(("train", "val", "calib", "test"))
+        for number in range(4)
+    ]
+    rows += [{"id": f"{split}-twice", "split": split, "label": TWO[0], "image": picture(99)} for split in (gone, kept)]
+    ingest(
+        parquet(tmp_path / "faces.parquet", rows),
+        tmp_path / "store",
+        classes=TWO,
+        id_column="id",
+        split_column="split",
+        split_map={name: name for name in SPLITS},
+        quiet=True,
+    )
+    assert [row["split"] for row in rows_of(tmp_path / "store") if row["id"].endswith("twice")] == [kept]
 
 
 @pytest.mark.parametrize("keep_duplicates", [False, True])
@@ -290,6 +311,24 @@ def test_an_archive_may_wrap_all_in_one_folder_and_hold_a_bomb(tmp_path):
     result = ingest(path, tmp_path / "store", classes=TWO, quiet=True)
     assert (result["kept"], result["rejected"]) == (10, 1)
     assert rows_of(tmp_path / "store", "rejects")[0]["reason"] == "too_large"
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_member_of_a_zip_whose_bytes_are_damaged_is_rejected_alone(method, tmp_path):
+    path, noise = tmp_path / "faces.zip", np.random.default_rng(0).bytes(3000)
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for place, label in enumerate(TWO):
+            for number in range(5):
+                archive.writestr(f"{label}/{number}.png", picture(100 * place + number))
+        archive.writestr("sad/damaged.png", noise)
+        at = archive.getinfo("sad/damaged.png").header_offset
+    data = bytearray(path.read_bytes())
+    data[at + 60 : at + 160] = bytes(100)
+    path.write_bytes(data)
+    result = ingest(path, tmp_path / "store", classes=TWO, quiet=True)
+    assert (result["kept"], result["rejected"]) == (10, 1)
+    (rejected,) = rows_of(tmp_path / "store", "rejects")
+    assert (rejected["id"], rejected["reason"]) == ("sad/damaged.png", "unreadable")
 
 
 def test_a_tar_with_fer2013_csv_inside(tmp_path):

@@ -26,18 +26,19 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from fer_scale import lease as leases
 from fer_scale import storage
 from fer_scale.errors import InputError
 from fer_scale.faces.images import Preprocessing
-from fer_scale.labelling import lease as leases
 from fer_scale.labelling import results
-from fer_scale.labelling.lease import Lease, LeaseLostError
-from fer_scale.labelling.ledger import Ledger, Plan, fix, manifest
+from fer_scale.labelling.ledger import Backlog, Ledger, fix, manifest
 from fer_scale.labelling.reading import Payload, Reader
 from fer_scale.labelling.sources import Source
+from fer_scale.labelling.tables import csv_rows
 from fer_scale.labelling.units import Item, Unit, ranges, stretches
 from fer_scale.labelling.worker import Worker
 from fer_scale.learning.drift import answered
+from fer_scale.lease import Lease, LeaseLostError
 
 
 class Brightness:
@@ -120,9 +121,9 @@ def label_all(source: Source, out: Path, target: int = 16, retry: bool = False) 
     model = Brightness()
     worker = Worker(model, str(out), Reader(source.image_column, source.id_column), batch=7)
     ledger = Ledger(str(out))
-    plan = Plan(ledger.entries, results.parts(str(out)), retry)
+    backlog = Backlog(ledger.entries, results.parts(str(out)), retry)
     keys, worked = [], 0
-    for unit, to_do in plan.match(source.units(target)):
+    for unit, to_do in backlog.match(source.units(target)):
         keys.append(unit.key)
         if to_do:
             worked += 1
@@ -247,6 +248,13 @@ def test_damaged_rows_are_errors(tmp_path: Path) -> None:
 def test_wrong_sources_are_refused_in_a_line(tmp_path: Path, make, options, says: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(InputError, match=says):
         Source.open(str(make(tmp_path)), **options)
+
+
+def test_columns_of_a_csv_are_found_in_another_case(tmp_path: Path) -> None:
+    path = csv_of(tmp_path / "f.csv")
+    usual = list(csv_rows(str(path), "image", "name"))
+    path.write_text(path.read_text().replace("emotion,pixels,name", "Emotion,Pixels,Name", 1))
+    assert list(csv_rows(str(path), "image", "name")) == usual
 
 
 def test_ids_that_stand_twice_are_refused(tmp_path: Path) -> None:
@@ -375,8 +383,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     return
 
 
-@pytest.mark.usefixtures("quick")
-def test_a_run_that_lives_is_not_disturbed(tmp_path: Path) -> None:
+def test_a_run_that_lives_is_not_disturbed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "BEAT_SECONDS", 0.2)
     with Lease(str(tmp_path), "one") as lease:
         with (
             pytest.raises(InputError, match=r"run one \(process .* is at work"),
@@ -400,10 +408,7 @@ def test_a_lease_without_a_heartbeat_is_taken_over_and_said(tmp_path: Path, caps
 
 @pytest.mark.usefixtures("quick")
 def test_the_lease_of_a_killed_process_of_this_machine_is_taken_at_once(tmp_path: Path) -> None:
-    code = (
-        "import os, sys; from fer_scale.labelling.lease import Lease\n"
-        "Lease(sys.argv[1], 'gone').__enter__(); os._exit(9)"
-    )
+    code = "import os, sys; from fer_scale.lease import Lease\nLease(sys.argv[1], 'gone').__enter__(); os._exit(9)"
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
     assert (tmp_path / "lease.json").exists()
     with Lease(str(tmp_path), "two") as lease:

@@ -358,7 +358,9 @@ def test_checkpoints_within_an_epoch_and_a_kill_between_them_change_no_step(
 
     with pytest.raises(Killed):
         epochs.run(plan, killed)
-    epochs.run(plan, lambda row: None)
+    reported: list[int] = []
+    epochs.run(plan, lambda row: reported.append(row["step"]))
+    assert reported[0] == 3
     often = Checkpoints(plan.checkpoints).state() or {}
     assert [row["step"] for row in often["curve"]] == list(range(1, whole["step"] + 1))
     assert often["best_file"] == whole["best_file"]

@@ -9,6 +9,7 @@ import pytest
 from fer_scale.errors import InputError
 from fer_scale.learning.configuration import Configuration
 from fer_scale.search import price
+from fer_scale.search.chosen import chosen
 
 
 def row(trial: int, family: str, accuracy: float, speed: float | None, **more: Any) -> dict[str, Any]:
@@ -67,11 +68,11 @@ def test_the_price_of_a_million_images() -> None:
 def test_cheapest_is_the_fastest_that_is_accurate_enough(tmp_path: Path) -> None:
     rows = (row(0, "resnet", 0.82, 500.0), row(1, "cnn1", 0.80, 4000.0, tie=True), row(2, "cnn2", 0.7, 9000.0))
     search = board(tmp_path, *rows, row(3, "vgg16", 0.9, None))
-    assert price.pick(search).family == "resnet"
-    assert price.pick(search, "cheapest").family == "cnn1"
-    assert price.pick(search, "cheapest", 0.8).family == "cnn1"
-    assert price.pick(search, "cheapest", 0.81).family == "resnet"
-    assert price.pick(search, "cheapest", 0).family == "cnn2"
+    assert chosen(search).family == "resnet"
+    assert chosen(search, "cheapest").family == "cnn1"
+    assert chosen(search, "cheapest", 0.8).family == "cnn1"
+    assert chosen(search, "cheapest", 0.81).family == "resnet"
+    assert chosen(search, "cheapest", 0).family == "cnn2"
 
 
 @pytest.mark.parametrize(
@@ -86,9 +87,9 @@ def test_cheapest_is_the_fastest_that_is_accurate_enough(tmp_path: Path) -> None
 def test_what_cannot_be_picked_says_what_can(tmp_path: Path, options: tuple[str, float | None], said: str) -> None:
     search = board(tmp_path, row(0, "resnet", 0.82, 500.0))
     with pytest.raises(InputError, match=said):
-        price.pick(search, *options)
+        chosen(search, *options)
 
 
 def test_a_search_without_prices_has_no_cheapest(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--resume"):
-        price.pick(board(tmp_path, row(0, "resnet", 0.82, None)), "cheapest")
+        chosen(board(tmp_path, row(0, "resnet", 0.82, None)), "cheapest")

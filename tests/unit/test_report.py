@@ -14,8 +14,9 @@ from PIL import Image
 
 from fer_scale import figures, report
 from fer_scale.search import drawings
+from fer_scale.search.chosen import chosen
 from fer_scale.search.page import page
-from fer_scale.search.price import front, per_million, pick
+from fer_scale.search.price import front, per_million
 from fer_scale.search.rows import TRIALS_SCHEMA, mark_ties, ranked
 from fer_scale.search.space import suggest
 
@@ -123,7 +124,7 @@ def test_every_line_of_the_front_picks_its_own_trial(tmp_path: Path) -> None:
     said = [float(text) for text in re.findall(r"--min-accuracy ([0-9.]+)", page(table, {}, {}))]
     assert len(said) == len(front(board)) > 1
     for least, row in zip(said, front(board), strict=True):
-        assert pick(str(tmp_path), "cheapest", least).to_dict() == row["configuration"]
+        assert chosen(str(tmp_path), "cheapest", least).to_dict() == row["configuration"]
 
 
 def test_search_report_when_every_trial_failed() -> None:

@@ -15,6 +15,7 @@ import torch
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
+from fer_scale import lease as leases
 from fer_scale import storage
 from fer_scale.bundle import build
 from fer_scale.errors import InputError
@@ -23,11 +24,11 @@ from fer_scale.faces.sample import draw
 from fer_scale.faces.store import Store
 from fer_scale.faces.windows import Windows
 from fer_scale.families import FAMILIES
-from fer_scale.labelling.lease import LeaseLostError
 from fer_scale.learning.batches import Batches, Feed
 from fer_scale.learning.configuration import Configuration
 from fer_scale.learning.loop import Learner, fit
 from fer_scale.learning.stream import StreamedBatches
+from fer_scale.lease import LeaseLostError
 from fer_scale.search import price, rows
 from fer_scale.search.features import backbone, features, head_alone, head_of
 from fer_scale.search.fixed import check_fixed
@@ -329,9 +330,7 @@ def test_what_trains_the_head_alone_draws_nothing_that_changes_pictures() -> Non
 
 def test_a_deadline_shortens_a_fit_and_its_schedule(store: Store) -> None:
     cut = trial(store, 3600.0)
-    began = time.time()
-    assert 0 < cut.run(deadline=began + 2.0) < 1
-    assert time.time() - began < 4
+    assert 0 < cut.run(deadline=time.time() + 2.0) < 1
     assert cut.score()["accuracy"] >= 0
     assert all(group["lr"] < 0.2 * 1e-3 for group in cut.learner._optimizer.param_groups)
 
@@ -386,10 +385,9 @@ class TestSearch:
         with self.open(tmp_path / "s", store) as search:
             self.play(search, limit=2)
             assert [row["tie"] for row in search.record.leaderboard()] == [False, False]
-        QUALITY[0] = 0.45
-        with self.open(tmp_path / "t", store) as search:
+        with self.open(tmp_path / "t", store) as search, pytest.MonkeyPatch.context() as patch:
+            patch.setitem(QUALITY, 0, 0.45)
             self.play(search, limit=2)
-            QUALITY[0] = 0.25
             assert [(row["trial_id"], row["tie"]) for row in search.record.leaderboard()] == [(1, False), (0, True)]
             assert sum(search.record.table()["tie"].to_pylist()) == 1
 
@@ -520,7 +518,10 @@ class TestSearch:
             assert len(trials) >= len({fit.trial for fit in fits})
             assert trials == list(range(len(trials)))
 
-    def test_a_search_that_another_run_has_taken_over_writes_no_more(self, tmp_path: Path, store: Store) -> None:
+    def test_a_search_that_another_run_has_taken_over_writes_no_more(
+        self, tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(leases, "BEAT_SECONDS", 0.2)
         with pytest.raises(LeaseLostError), self.open(tmp_path / "s", store) as search:
             number, _ = search.next() or pytest.fail("nothing to fit")
             (tmp_path / "s" / "lease.json").write_text(json.dumps({"token": "another"}))

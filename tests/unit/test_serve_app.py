@@ -17,6 +17,7 @@ from fer_scale.errors import InputError
 from fer_scale.faces.images import prepare
 from fer_scale.learning.acceptance import Acceptance
 from fer_scale.predictor import Predictor
+from fer_scale.verbs.serve import metrics
 from fer_scale.verbs.serve.batching import Answer, Batcher, Overloaded
 from fer_scale.verbs.serve.limits import Limits
 from fer_scale.verbs.serve.metrics import Counts, Tally, render
@@ -191,17 +192,27 @@ def test_metrics_count_what_happened(predictor: Predictor) -> None:
         assert buckets[-1:] == [sample.value for sample in family.samples if sample.name.endswith("_count")]
 
 
-def test_the_tally_sums_over_replicas_and_keeps_the_gone() -> None:
+def test_the_tally_sums_over_replicas_and_keeps_the_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     tally, one, other = Tally(), Counts(), Counts()
     one.add("fer_scale_images_total", 2, label='a "b"\n')
     one.observe("fer_scale_request_seconds", 0.3, (0.1, 1.0))
     other.add("fer_scale_images_total", 3, label='a "b"\n')
-    tally.exchange("one", one.snapshot())
-    text = render(tally.exchange("other", other.snapshot()))
+    asyncio.run(tally.hand_in("one", one.snapshot()))
+    asyncio.run(tally.hand_in("other", other.snapshot()))
+    text = render(asyncio.run(tally.total()))
     assert 'fer_scale_images_total{label="a \\"b\\"\\n"} 5' in text
     assert 'fer_scale_request_seconds_bucket{le="1"} 1' in text
-    assert 'le="0.1"' not in text.replace("# ", "") or 'le="0.1"} 0' in text
+    assert 'fer_scale_request_seconds_bucket{le="0.1"} 0\n' in text
     assert "fer_scale_replicas 2" in text
+    monkeypatch.setattr(metrics, "ALIVE_SECONDS", 0.0)
+    assert "fer_scale_replicas 0" in render(asyncio.run(tally.total()))
+    monkeypatch.setattr(metrics, "GONE_SECONDS", 0.0)
+    monkeypatch.setattr(metrics, "ALIVE_SECONDS", 5.0)
+    for at in range(300):
+        asyncio.run(tally.hand_in(str(at), one.snapshot()))
+    text = render(asyncio.run(tally.total()))
+    assert f'fer_scale_images_total{{label="a \\"b\\"\\n"}} {5 + 2 * 300}' in text
+    assert "fer_scale_replicas 1" in text
 
 
 def test_a_token_guards_the_answers_and_not_the_page(predictor: Predictor, tmp_path: Path) -> None:
@@ -303,7 +314,7 @@ def test_a_full_queue_refuses_at_once_and_a_fault_ends_nothing() -> None:
 
 def test_overload_and_slow_answers_are_503_with_retry_after(predictor: Predictor) -> None:
     gate = threading.Event()
-    service = Service(predictor, Limits(max_waiting=1, max_seconds=1))
+    service = Service(predictor, Limits(max_waiting=1, max_seconds=3))
     compute = service.batcher._compute
 
     def waits(requests: list[Sequence[bytes]]) -> list[Answer]:

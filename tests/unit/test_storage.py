@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -284,6 +285,35 @@ def test_links_in_a_circle_end_and_one_to_nothing_is_a_file(tmp_path: Path) -> N
     (tmp_path / "again").symlink_to(tmp_path / "a")
     (tmp_path / "dangling").symlink_to("nowhere")
     assert below(str(tmp_path)) == ["a/file", "again/file", "dangling"]
+
+
+def test_files_go_one_by_one_and_those_that_are_gone_are_passed_over(root: str) -> None:
+    paths = [storage.join(root, name) for name in "abc"]
+    for path in paths:
+        storage.write_bytes(path, b"x")
+    storage.delete(paths[1])
+    asked = []
+    storage.delete_files(paths, lambda: asked.append(1))
+    assert not any(map(storage.exists, paths))
+    assert len(asked) == (1 if storage.is_s3(root) else 3)
+    storage.delete_files([])
+
+
+def test_what_s3_does_not_delete_is_said(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class MayNotDelete:
+        """A client whose policy lacks s3:DeleteObject: S3 answers 200 all the same."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(real, name)
+
+        def delete_objects(self, Delete: dict[str, Any], **_: Any) -> dict[str, Any]:
+            return {"Errors": [{"Key": one["Key"], "Code": "AccessDenied"} for one in Delete["Objects"]]}
+
+    real = _s3.client()
+    storage.write_bytes(f"{s3}/a", b"x")
+    monkeypatch.setattr(_s3, "client", MayNotDelete)
+    with pytest.raises(InputError, match=r"/a, which S3 did not delete \(AccessDenied\).*s3:DeleteObject"):
+        storage.delete(f"{s3}/a")
 
 
 def test_s3_lists_more_than_one_page(s3: str) -> None:

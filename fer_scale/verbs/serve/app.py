@@ -31,6 +31,21 @@ SCALING = {"initial_replicas": 1, "target_ongoing_requests": 16, "upscale_delay_
 """One replica more where each has over 16 requests at hand for 5 s, one less where fewer would do for 30 s."""
 
 
+class _Shared:
+    """See `web.Shared`."""
+
+    def __init__(self, tally: "DeploymentHandle[Any]", replica: str) -> None:
+        self._tally = tally
+        self._replica = replica
+
+    async def hand_in(self, counts: Snapshot) -> None:
+        await self._tally.hand_in.remote(self._replica, counts)
+
+    async def total(self) -> Snapshot:
+        found: Snapshot = await self._tally.total.remote()
+        return found
+
+
 @serve.deployment(
     ray_actor_options={"num_cpus": 1},
     backpressure_config=BackpressureConfig(status_code=503, retry_after_s=1),
@@ -54,18 +69,13 @@ class Endpoint:
         address: tuple[str, int] | None,
         tally: "DeploymentHandle[Any]",
     ) -> None:
-        self._tally = tally
-        self._replica = serve.get_replica_context().replica_id.unique_id
+        self._tally = _Shared(tally, serve.get_replica_context().replica_id.unique_id)
         predictor = Predictor.load(bundle, engine="onnx", threads=1)
         self._service = Service(predictor, limits, token_digest, acceptance)
         self._address = address
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        return create_app(self._service, self._exchange, address=self._address)
-
-    async def _exchange(self, counts: Snapshot) -> Snapshot:
-        total: Snapshot = await self._tally.exchange.remote(self._replica, counts)
-        return total
+        return create_app(self._service, self._tally, self._address)
 
 
 def build(args: dict[str, Any]) -> Application:

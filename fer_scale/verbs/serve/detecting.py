@@ -4,9 +4,9 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 
+from fer_scale.faces.cutting import Cut, cut
 from fer_scale.faces.detection import Detection, Detector
 from fer_scale.faces.images import Preprocessing
-from fer_scale.labelling.cutting import Cut, cut
 from fer_scale.verbs.serve.batching import Overloaded
 from fer_scale.verbs.serve.limits import Limits
 

@@ -30,8 +30,8 @@ HELP = {
 }
 
 ALIVE_SECONDS = 5.0
-KEPT = 256
-"""Replicas whose last counts are kept, the gone ones included, so that sums do not fall."""
+GONE_SECONDS = 600.0
+"""Without a word, after which a replica's counts are no longer kept apart from those of others that are gone."""
 
 
 @lru_cache(1024)
@@ -74,31 +74,44 @@ class Counts:
 
 
 class Tally:
-    """The counts of all replicas: each hands its own in once a second, and whoever asks gets the sum."""
+    """The counts of all replicas, however many: each hands its own in once a second, and who asks gets the sum.
+
+    Counters never fall: those of a replica that is gone stay in the sum.
+    """
 
     def __init__(self) -> None:
         self._latest: dict[str, tuple[float, Snapshot]] = {}
+        """In the order in which replicas were last heard of."""
+        self._gone: defaultdict[Key, float] = defaultdict(float)
 
-    def exchange(self, replica: str, snapshot: Snapshot) -> Snapshot:
-        """Take one replica's counts; give the sum over all, gauges of the living only."""
+    async def hand_in(self, replica: str, snapshot: Snapshot) -> None:
+        """Take one replica's counts in place of its earlier ones."""
         now = time.monotonic()
-        self._latest.pop(replica, None)  # put last again: the order is by when a replica was last heard of
+        self._latest.pop(replica, None)
         self._latest[replica] = (now, snapshot)
-        while len(self._latest) > KEPT:
-            self._latest.pop(next(iter(self._latest)))
-        total: defaultdict[Key, float] = defaultdict(float)
-        alive = 0
-        for heard, counts in self._latest.values():
-            here = now - heard <= ALIVE_SECONDS
-            alive += here
-            for (name, by), value in counts.items():
-                kind = HELP.get(name, ("counter", ""))[0]
-                if name == "fer_scale_model_info":
-                    total[name, by] = max(total[name, by], float(here))
-                elif here or kind != "gauge":
-                    total[name, by] += value
-        total["fer_scale_replicas", ""] = alive
+        while now - (longest := next(iter(self._latest.items())))[1][0] > GONE_SECONDS:
+            name, (_, counts) = longest
+            _add(self._gone, counts, here=False)
+            del self._latest[name]
+
+    async def total(self) -> Snapshot:
+        """The sum over all, gauges of the living only."""
+        now = time.monotonic()
+        total = self._gone.copy()
+        living = [now - heard <= ALIVE_SECONDS for heard, _ in self._latest.values()]
+        for (_, counts), here in zip(self._latest.values(), living, strict=True):
+            _add(total, counts, here)
+        total["fer_scale_replicas", ""] = sum(living)
         return dict(total)
+
+
+def _add(total: defaultdict[Key, float], counts: Snapshot, here: bool) -> None:
+    """Add a replica's counts, without its gauges where it is not here any more."""
+    for (name, by), value in counts.items():
+        if name == "fer_scale_model_info":
+            total[name, by] = max(total[name, by], float(here))
+        elif here or HELP.get(name, ("counter", ""))[0] != "gauge":
+            total[name, by] += value
 
 
 def render(values: Snapshot) -> str:

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from fastapi import Request
 
+from fer_scale.faces.cutting import cut
 from fer_scale.faces.detection import NoFaceError
 from fer_scale.faces.images import ImageError
-from fer_scale.labelling.cutting import cut
 from fer_scale.learning.acceptance import Acceptance
 from fer_scale.predictor import Predictor
 from fer_scale.verbs.serve.batching import Answer, Batcher, Overloaded, Picture

@@ -2,16 +2,9 @@
 
 from ray import serve
 
-from fer_scale.verbs.serve.metrics import Snapshot, Tally
+from fer_scale.verbs.serve.metrics import Tally
 
-
-@serve.deployment(name="Tally", num_replicas=1, ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1000)
-class TallyDeployment:
-    """`Tally`, called by every replica once a second and for each GET /metrics."""
-
-    def __init__(self) -> None:
-        self._tally = Tally()
-
-    async def exchange(self, replica: str, counts: Snapshot) -> Snapshot:
-        """See `Tally.exchange`."""
-        return self._tally.exchange(replica, counts)
+TallyDeployment = serve.deployment(
+    name="Tally", num_replicas=1, ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1000
+)(Tally)
+"""`Tally`, called by every replica once a second, and for each GET /metrics."""

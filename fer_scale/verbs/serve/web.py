@@ -6,7 +6,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, PlainTextResponse, Response
@@ -27,38 +27,60 @@ MEDIA_TYPES = {
     ".svg": "image/svg+xml",
 }
 
-Exchange = Callable[[Snapshot], Awaitable[Snapshot]]
-"""A replica's counts to the sum over all replicas."""
+HEARTBEAT_SECONDS = 1.0
+"""Between two hand-ins of a replica's counts."""
 
 logger = logging.getLogger("ray.serve")
 
 
-def create_app(
-    service: Service,
-    exchange: Exchange | None = None,
-    heartbeat: float = 1.0,
-    address: tuple[str, int] | None = None,
-) -> ASGIApp:
+class Shared(Protocol):
+    """The `Tally` of all replicas, as one of them sees it."""
+
+    async def hand_in(self, counts: Snapshot) -> None:
+        """Take this replica's counts."""
+
+    async def total(self) -> Snapshot:
+        """The sum over all replicas."""
+
+
+class Alone:
+    """The tally where there is one process only."""
+
+    def __init__(self) -> None:
+        self._tally = Tally()
+
+    async def hand_in(self, counts: Snapshot) -> None:
+        """Take its counts."""
+        await self._tally.hand_in("", counts)
+
+    async def total(self) -> Snapshot:
+        """The same, and what a tally adds."""
+        return await self._tally.total()
+
+
+def create_app(service: Service, tally: Shared | None = None, address: tuple[str, int] | None = None) -> ASGIApp:
     """The whole endpoint over a loaded model.
 
     Args:
-        exchange: gives the sum of all replicas' counts for this one's; None where there is one process only.
-        heartbeat: seconds between two hand-ins of this replica's counts.
+        tally: of all replicas; None where there is one process only.
         address: host and port to listen on while it lives; None leaves that to whoever runs it.
     """
+    shared = tally or Alone()
+
+    async def hand_in() -> None:
+        service.counts.put("fer_scale_requests_waiting", service.batcher.waiting)
+        await shared.hand_in(service.counts.snapshot())
 
     async def total() -> Snapshot:
-        service.counts.put("fer_scale_requests_waiting", service.batcher.waiting)
-        mine = service.counts.snapshot()
-        return await exchange(mine) if exchange is not None else Tally().exchange("", mine)
+        await hand_in()
+        return await shared.total()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        beat = asyncio.create_task(_beat(total, heartbeat)) if exchange is not None else None
+        beat = asyncio.create_task(_beat(hand_in))
         async with listening(edge, *address) if address else nullcontext():
             yield
-        if beat is not None:
-            beat.cancel()
+        beat.cancel()
         service.close()
 
     app = FastAPI(
@@ -124,14 +146,14 @@ def _routes(app: FastAPI, service: Service, total: Callable[[], Awaitable[Snapsh
     return predict
 
 
-async def _beat(total: Callable[[], Awaitable[Snapshot]], seconds: float) -> None:
+async def _beat(hand_in: Callable[[], Awaitable[None]]) -> None:
     """Hand the counts in for as long as the replica lives; a failure ends nothing."""
     while True:
         try:
-            await total()
+            await hand_in()
         except Exception as error:  # whatever Ray raises while it replaces the tally; the next beat tries again
             logger.warning("counts were not handed in: %s", error)
-        await asyncio.sleep(seconds)
+        await asyncio.sleep(HEARTBEAT_SECONDS)
 
 
 def _json(value: Any) -> Response:

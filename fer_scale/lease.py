@@ -126,7 +126,7 @@ class Lease:
         if first is None:
             return
         if _is_dead(first):
-            say(f"the run {first.get('run_id')} on {self._where} was killed; going on where it ended")
+            say(f"the run {first.get('run_id')} on {self._where} was killed; this one takes its place")
             return
         say(f"{_holder(first)} holds {self._where}; waiting up to {EXPIRY_SECONDS:.0f} s for a sign of life")
         until = time.monotonic() + EXPIRY_SECONDS
