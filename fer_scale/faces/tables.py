@@ -151,7 +151,7 @@ def _reader_of(kind: pa.DataType) -> Reader | None:
 
 def is_struct_of_bytes(kind: pa.DataType) -> bool:
     """As the pictures of Hugging Face's datasets are."""
-    return pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+    return bool(pa.types.is_struct(kind)) and kind.get_field_index("bytes") >= 0
 
 
 def _bytes_of(value: bytes | None, folder: str) -> bytes:

@@ -147,11 +147,11 @@ class Ledger:
             # One that begins with a dot is what a run that was killed had not yet published.
             (files if _number(file.path) else self._unfinished).append(file.path)
         with ThreadPoolExecutor(16) as pool:
-            for file, text in zip(files, pool.map(storage.read_bytes, files), strict=True):
+            for path, text in zip(files, pool.map(storage.read_bytes, files), strict=True):
                 head, *lines = (json.loads(line) for line in text.splitlines())
                 if head["base"]:
                     self.entries, self.seconds, self.labelled_images = {}, 0.0, 0
-                self._numbers.append(_number(file))
+                self._numbers.append(_number(path))
                 self.seconds += head["seconds"]
                 self.labelled_images += head["images"]
                 self.entries.update((entry["key"], entry) for entry in lines)

@@ -18,7 +18,7 @@ from fer_scale.faces.cutting import cut
 from fer_scale.faces.detection import Detection, Detector, Face, NoFaceError, square
 from fer_scale.faces.images import ImageError, Preprocessing
 from fer_scale.labelling import results
-from fer_scale.labelling.ledger import Ledger, Plan
+from fer_scale.labelling.ledger import Ledger, Backlog
 from fer_scale.labelling.reading import Reader
 from fer_scale.labelling.sources import Source
 from fer_scale.labelling.worker import Worker
@@ -138,8 +138,8 @@ def test_bytes_that_are_no_picture_are_an_error_and_not_a_picture_without_faces(
 def label_all(source: Source, out: Path, detector: Detector) -> Brightness:
     brightness, ledger = Brightness(), Ledger(str(out))
     worker = Worker(brightness, str(out), Reader(source.image_column, source.id_column), batch=4, detector=detector)
-    plan = Plan(ledger.entries, results.parts(str(out)), False)
-    matched = list(plan.match(source.units(16)))
+    backlog = Backlog(ledger.entries, results.parts(str(out)), False)
+    matched = list(backlog.match(source.units(16)))
     for unit, to_do in matched:
         if to_do:
             ledger.commit([worker.label(unit)], 1.0)

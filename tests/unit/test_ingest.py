@@ -143,7 +143,7 @@ def test_a_source_of_test_pictures_alone_is_not_carved(tmp_path):
     }
 
 
-@pytest.mark.parametrize(("kept", "gone"), itertools.combinations(["test", "calib", "val", "train"], 2))
+@pytest.mark.parametrize(("kept", "gone"), list(itertools.combinations(["test", "calib", "val", "train"], 2)))
 def test_of_a_picture_on_two_sides_that_which_proves_most_stays(kept, gone, tmp_path):
     rows = [
         {"id": f"{split}-{number}", "split": split, "label": TWO[number % 2], "image": picture(10 * place + number)}

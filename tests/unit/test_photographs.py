@@ -11,7 +11,7 @@ from PIL import Image
 from fer_scale.faces.detection import Detection, Detector, Face
 from fer_scale.faces.images import Preprocessing
 from fer_scale.labelling import results
-from fer_scale.labelling.ledger import Ledger, Plan
+from fer_scale.labelling.ledger import Ledger, Backlog
 from fer_scale.labelling.reading import Reader
 from fer_scale.labelling.sources import Source
 from fer_scale.labelling.worker import Worker
@@ -70,9 +70,9 @@ def label(source: Path, out: Path, detector: Detector, threads: int = 0) -> dict
     """One pass over a folder; the counts of its end."""
     worker = Worker(Brightness(), str(out), Reader("image", None), batch=2, threads=threads, detector=detector)
     ledger = Ledger(str(out))
-    plan = Plan(ledger.entries, results.parts(str(out)))
+    backlog = Backlog(ledger.entries, results.parts(str(out)))
     keys, carried = [], 0
-    for unit, to_do in plan.match(Source.open(str(source)).units(16)):
+    for unit, to_do in backlog.match(Source.open(str(source)).units(16)):
         keys.append(unit.key)
         if to_do:
             entry = worker.label(unit)

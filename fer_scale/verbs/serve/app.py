@@ -134,7 +134,7 @@ def application(args: dict[str, Any], address: tuple[str, int] | None = None) ->
         max_ongoing_requests=limits.max_waiting + ROOM,
         max_queued_requests=2 * limits.max_waiting * most,
     )
-    app: Application = deployment.bind(bundle, limits, token_digest, acceptance, address, TallyDeployment.bind())  # type: ignore[attr-defined]
+    app: Application = deployment.bind(bundle, limits, token_digest, acceptance, address, TallyDeployment.bind())
     return app
 
 
