@@ -250,7 +250,7 @@ main()
 
 
 def test_killed_and_run_again_it_is_as_if_unbroken(session: None, bundle: Path, tmp_path: Path) -> None:
-    root = faces(tmp_path / "faces", 1500)
+    root = faces(tmp_path / "faces", 900)
     command = [sys.executable, "-m", "fer_scale", "label", str(bundle), str(root)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     broken = tmp_path / "broken"
@@ -277,8 +277,8 @@ def test_killed_and_run_again_it_is_as_if_unbroken(session: None, bundle: Path, 
     summary = json.loads(done.stdout.splitlines()[-1])
     assert "was killed" in " ".join(done.stderr.split())
     assert ".cc:" not in done.stderr, "what Ray's C++ remarks"
-    assert (summary["inputs"], summary["labelled"]) == (1500, 1500)
-    assert summary["new"] < 1500, "what was done stays done"
+    assert (summary["inputs"], summary["labelled"]) == (900, 900)
+    assert summary["new"] < 900, "what was done stays done"
     label(bundle, root, tmp_path / "unbroken")
     assert rows(broken) == rows(tmp_path / "unbroken")
 

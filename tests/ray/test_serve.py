@@ -163,16 +163,17 @@ def test_a_port_in_use_is_one_clear_line(server: Server) -> None:
 
 @pytest.mark.skipif(not haproxy.available(), reason="needs fer_scale[haproxy]")
 def test_haproxy_turns_from_a_replica_that_dies_and_says_when_there_is_none(server: Server) -> None:
-    processes = psutil.Process(server.process.pid).children(recursive=True)
-    first, second = (
-        one for one in processes if one.cmdline() and "ServeReplica:fer_scale:Endpoint" in one.cmdline()[0]
-    )
+    def replicas() -> list[psutil.Process]:
+        processes = psutil.Process(server.process.pid).children(recursive=True)
+        return [one for one in processes if "ServeReplica:fer_scale:Endpoint" in " ".join(one.cmdline())]
+
     with httpx.Client(base_url=server.url, timeout=30) as client:
-        first.kill()
+        replicas()[0].kill()
         for _ in range(20):
             assert client.post("/v1/predict", content=picture(0)).status_code == 200
-        second.kill()
-        second.wait()
+        for one in replicas():  # the new one too
+            one.kill()
+            one.wait()
         response = client.post("/v1/predict", content=picture(0))
         assert response.status_code == 503
         assert response.headers["retry-after"] == "1"
