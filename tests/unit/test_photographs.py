@@ -11,7 +11,7 @@ from PIL import Image
 from fer_scale.faces.detection import Detection, Detector, Face
 from fer_scale.faces.images import Preprocessing
 from fer_scale.labelling import results
-from fer_scale.labelling.ledger import Ledger, Backlog
+from fer_scale.labelling.ledger import Backlog, Ledger
 from fer_scale.labelling.reading import Reader
 from fer_scale.labelling.sources import Source
 from fer_scale.labelling.worker import Worker
