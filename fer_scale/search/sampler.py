@@ -13,8 +13,10 @@ from fer_scale.errors import InputError
 from fer_scale.learning.configuration import Configuration
 from fer_scale.search.space import DRAWS, Asked
 
-REMEMBERED = 400
+REMEMBERED = 200
 """Observations that stay, half of them the best and half the latest, whenever there are twice as many."""
+MOST_RUNNING = 100
+"""Trials that run and that TPE keeps away from, the latest: a proposal takes the longer, the more it looks at."""
 GOOD, MOST_GOOD = 0.25, 25
 """Share of the observations, and most of them, that TPE takes for good; Optuna's tenth of thirty would be three."""
 SMALL = 100
@@ -24,7 +26,7 @@ MUTATED, ANEW = 0.5, 0.2
 
 
 class Sampler:
-    """Grouped TPE (Bergstra et al. 2011), which looks at every observation for each proposal.
+    """Grouped TPE (Bergstra et al. 2011), which looks at every observation that stays for each proposal.
 
     A trial is one observation whatever its fits: its accuracy at the highest rung that it was fitted for. Were each fit
     one, a good trial would lie among the bad ones too, with its lower rungs. Higher rungs rank first.
@@ -71,6 +73,8 @@ class Sampler:
                     continue
                 raise
             self._running[trial] = asked
+            if len(self._running) > MOST_RUNNING:
+                self.ended(next(iter(self._running)))
             break
         return configuration
 
