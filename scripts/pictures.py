@@ -187,7 +187,8 @@ def main() -> None:
     names, work = given.names or every, given.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     line = {name: command.format(search=given.search, fit=given.fit) for name, command in LINE.items()}
-    texts = {name: said(work, name, command) for name, command in line.items()}
+    last = max(list(line).index(name) if name in line else len(line) for name in names)
+    texts = {name: said(work, name, line[name]) for name in list(line)[: last + 1]}
     for name in (name for name in TERMINALS if name in names):
         terminal(name, texts[name])
     with sync_playwright() as playwright:
