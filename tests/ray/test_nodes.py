@@ -1,6 +1,7 @@
 """Several nodes, one of which is lost in the middle: label, tune and train on raylets that are all this machine."""
 
 import json
+import re
 import shutil
 import tempfile
 import time
@@ -17,6 +18,7 @@ from ray.cluster_utils import Cluster
 import fer_scale
 from fer_scale.bundle import Bundle
 from fer_scale.cluster import connected
+from fer_scale.errors import InputError
 from fer_scale.faces.sample import draw
 from tests.bundles import write_bundle
 
@@ -123,3 +125,13 @@ def test_an_actor_with_a_gpu_finds_it_on_another_node(nodes: Cluster, store: Pat
     summary = fer_scale.label(bundle, store, out, engine="torch", quiet=True)
     assert summary["labelled"] == summary["inputs"] == 160
     assert json.loads((out / "run.json").read_text())["settings"]["engine"] == "torch"
+
+
+def test_trials_share_the_one_gpu_that_there_is(nodes: Cluster, store: Path, tmp_path: Path) -> None:
+    """Four at once by a quarter of it and of a CPU; PyTorch finds none, and each trial's row says so."""
+    options: dict[str, Any] = {"families": ["cnn1"], "cpus_per_trial": 0.25, "gpus_per_trial": 0.25, "max_trials": 4}
+    with pytest.raises(InputError, match="(?i)cuda|nvidia"):
+        fer_scale.tune(store, out=tmp_path / "search", time_budget=60, quiet=True, **options)
+    reasons = pq.read_table(tmp_path / "search" / "trials.parquet")["reason"].to_pylist()
+    assert len(reasons) == 4
+    assert all(re.search("(?i)cuda|nvidia", reason) for reason in reasons)
