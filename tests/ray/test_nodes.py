@@ -130,8 +130,8 @@ def test_an_actor_with_a_gpu_finds_it_on_another_node(nodes: Cluster, store: Pat
 def test_trials_share_the_one_gpu_that_there_is(nodes: Cluster, store: Path, tmp_path: Path) -> None:
     """Four at once by a quarter of it and of a CPU; PyTorch finds none, and each trial's row says so."""
     options: dict[str, Any] = {"families": ["cnn1"], "cpus_per_trial": 0.25, "gpus_per_trial": 0.25, "max_trials": 4}
-    with pytest.raises(InputError, match="(?i)cuda|nvidia"):
+    with pytest.raises(InputError, match=r"(?i)cuda|nvidia"):
         fer_scale.tune(store, out=tmp_path / "search", time_budget=60, quiet=True, **options)
     reasons = pq.read_table(tmp_path / "search" / "trials.parquet")["reason"].to_pylist()
     assert len(reasons) == 4
-    assert all(re.search("(?i)cuda|nvidia", reason) for reason in reasons)
+    assert all(re.search(r"(?i)cuda|nvidia", reason) for reason in reasons)
