@@ -113,7 +113,7 @@ def train(
         check_same(known, {"configuration": configuration, "seed": seed, **source(faces)})
         say(f"{out} is a finished bundle: nothing left to do")
         return _summary(made, out, time.time() - began)
-    with Lease(out, "of train"), connected(cpus=low) as cluster:
+    with connected(cpus=low) as cluster:
         gpus = int(cluster.gpus >= 1)
         cluster = cluster.require(one=1, one_gpus=gpus, processes=low)
         threads = cluster.threads(high, gpus)
@@ -133,14 +133,15 @@ def train(
         )
         if not resume:
             begin(plan, faces.classes)  # what cannot be had is said before anything starts
-        if overwrite:
-            storage.delete(plan.checkpoints)  # a bundle that is there stays until the new one takes its place
-        plan = plan.laid_down(faces)
-        if plan.streamed:
-            say("the faces are more than the memory limit: they are read as the fit goes")
-        _fit(plan, low, high)
-        with storage.publishing(out, overwrite=True, last="config.json") as staging:
-            finish(plan, staging)
+        with Lease(out, "of train"):
+            if overwrite:
+                storage.delete(plan.checkpoints)  # a bundle that is there stays until the new one takes its place
+            plan = plan.laid_down(faces)
+            if plan.streamed:
+                say("the faces are more than the memory limit: they are read as the fit goes")
+            _fit(plan, low, high)
+            with storage.publishing(out, overwrite=True, last="config.json") as staging:
+                finish(plan, staging)
     return _summary(Bundle.load(out), out, time.time() - began)
 
 
