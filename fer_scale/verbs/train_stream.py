@@ -19,8 +19,9 @@ from fer_scale.faces.windows import WINDOW_BYTES, Windows
 
 READER_CPUS = 0.1
 """Reserved by a task that reads and decodes, out of what a worker of the fit leaves."""
-WINDOWS_AHEAD = 4
-"""About as many decoded windows wait in the object store for each worker."""
+WINDOWS_A_READER = 4
+"""Decoded windows for which each task has room in the object store. Ray Data 2.60 keeps half of it back, and
+counts what runs as well as what waits: with room for two a task, only one of two tasks runs."""
 
 
 def readers(threads: int) -> int:
@@ -41,7 +42,7 @@ def opened(threads: int) -> Any:
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Ray's deprecations of its own settings, read while they are copied
-            with DataContext.current(_context()):
+            with DataContext.current(_context(readers(threads))):
                 numbers = [{"window": at} for at in range(first, windows.per_epoch)]
                 found = ray.data.from_items(numbers, override_num_blocks=len(numbers)).map_batches(
                     read, batch_size=1, num_cpus=READER_CPUS, compute=TaskPoolStrategy(size=readers(threads))
@@ -55,12 +56,13 @@ def opened(threads: int) -> Any:
     return stream
 
 
-def _context() -> DataContext:
+def _context(tasks: int) -> DataContext:
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.enable_auto_log_stats = False
     context.print_on_execution_start = False
     context.target_max_block_size = None  # a window is one block
     context.execution_options.preserve_order = True
-    context.execution_options.resource_limits = ExecutionResources(object_store_memory=WINDOWS_AHEAD * WINDOW_BYTES)
+    room = WINDOWS_A_READER * tasks * WINDOW_BYTES
+    context.execution_options.resource_limits = ExecutionResources(object_store_memory=room)
     return context
