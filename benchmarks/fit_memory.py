@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pieces import Pieces, watched
@@ -23,7 +24,7 @@ import fer_scale as api
 from fer_scale.faces.sample import draw
 
 DRAWN = 6000
-CONFIGURATION = {
+CONFIGURATION: dict[str, Any] = {
     "family": "resnet",
     "network": {"variant": "slim10", "width": 0.25, "weights": "none", "dense": "none"},
     "preprocessing": {"size": 48, "channels": 1},
@@ -59,8 +60,8 @@ def measured(work: Path, small: Path, rows: int, minutes: float) -> dict[str, An
     store, out = work / f"store-{rows}", work / f"bundle-{rows}"
     enlarge(small, store, rows)
     options = ["--config", work / "config.json", "--out", out, "--time-budget", f"{minutes}m", "--memory-limit", "64MB"]
-    result, peaks = watched(["train", store, *options], role)
-    seen = round(result["epochs"] * rows)
+    _, peaks = watched(["train", store, *options], role)
+    seen = int(pd.read_parquet(out / "curve.parquet")["step"].iloc[-1]) * CONFIGURATION["recipe"]["batch_size"]
     bytes_ = sum(path.stat().st_size for path in (store / "data").iterdir())
     mib = {f"{name}_mib": size for name, size in peaks.items()}
     return {"rows": rows, "store_mib": round(bytes_ / 2**20), "faces_seen": seen, **mib}
