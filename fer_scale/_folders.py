@@ -57,7 +57,7 @@ def check_output(
         home, here = os.path.realpath(os.path.expanduser("~")), f"{os.getcwd()}/"
         if overwrite and (path == home or here.startswith(f"{path.rstrip('/')}/")):
             raise InputError(
-                f"--overwrite would replace {path}, a folder that you work in",
+                f"the output would replace {path}, a folder that you work in",
                 "a folder for this output alone",
                 "choose another",
             )

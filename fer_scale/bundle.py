@@ -143,11 +143,11 @@ def write(
         card: the model card, Markdown; ``{model_id}`` in it is filled in.
         calibration: what the network answers on val and calib; None where there is no calib.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     network = network.cpu().eval()
     state = {name: value.contiguous() for name, value in network.state_dict().items()}
-    save_file(state, directory / "weights.safetensors")
+    (directory / "weights.safetensors").write_bytes(save(state))  # a full disk is then an OSError
     export_onnx(network, configuration.preprocessing, directory / "model.onnx")
     config: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,

@@ -44,6 +44,8 @@ CONNECT_SECONDS = 10.0
 
 AUTOSCALER_SECONDS = float(os.environ.get("FER_SCALE_AUTOSCALER_SECONDS", "0"))
 """How long to wait for machines that an autoscaler brings; 0 where there is none, which Ray does not tell."""
+AUTOSCALER_GPUS = os.environ.get("FER_SCALE_AUTOSCALER_GPUS", "0") != "0"
+"""Whether it brings machines with GPUs, which Ray does not tell either."""
 
 TOLERANCE = 1e-6
 """Shares of CPUs are floats: three times a third is a CPU."""
@@ -87,6 +89,11 @@ class Cluster:
     def gpus(self) -> float:
         """GPUs of the whole cluster."""
         return sum(one.gpus for one in self.machines)
+
+    @property
+    def offers_gpus(self) -> bool:
+        """Whether there are GPUs, or an autoscaler brings them when they are asked for."""
+        return self.gpus >= 1 or (self.grows and AUTOSCALER_GPUS)
 
     def room(self, cpus: float, gpus: float = 0) -> int:
         """How many processes of so many CPUs and GPUs each it has room for, none of them across machines."""

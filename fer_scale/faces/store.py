@@ -1,6 +1,6 @@
 """The face store: labelled faces as Parquet with a manifest, written by ``ingest``, read by all else."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -149,42 +149,51 @@ class Store:
         """One split decoded into memory: ``N * C * S * S`` bytes.
 
         Raises:
-            InputError: the store has no such split.
+            InputError: as `check`.
         """
-        return self.decode(self.read(split, FACES_COLUMNS), preprocessing)
+        self.check(split)
+        return self.decode(self._batches(split), self.rows(split), preprocessing)
 
     def parts(
         self, split: str, preprocessing: Preprocessing, rows: int = 4096, share: tuple[int, int] = (0, 1)
     ) -> Iterator[Faces]:
         """The same, in the same order, some rows at a time; with a ``share`` of (rank, workers) one worker's rows."""
         rank, workers = share
+        for batch in self._batches(split, rows):
+            mine = batch.take(pa.array(np.arange(rank, batch.num_rows, workers)))
+            yield self.decode([mine], mine.num_rows, preprocessing)
+
+    def _batches(self, split: str, rows: int = 4096) -> Iterator[pa.RecordBatch]:
+        """A split as it is stored, at most a row group at a time, while the next one is read."""
         found = self.dataset().to_batches(
             columns=FACES_COLUMNS, filter=pc.field("split") == split, batch_size=rows, batch_readahead=1,
             fragment_readahead=1,
         )  # fmt: skip
-        for batch in found:
-            if batch.num_rows:
-                mine = batch.take(pa.array(np.arange(rank, batch.num_rows, workers)))
-                yield self.decode(pa.Table.from_batches([mine]), preprocessing)
+        return (batch for batch in found if batch.num_rows)
 
-    def decode(self, table: pa.Table, preprocessing: Preprocessing) -> Faces:
-        """Rows with id, image, label and votes, decoded."""
+    def decode(self, batches: Iterable[pa.RecordBatch], rows: int, preprocessing: Preprocessing) -> Faces:
+        """So many rows with id, image, label and votes, decoded; as they are stored they are needed batch by batch."""
         index = {name: i for i, name in enumerate(self.classes)}
-        labels = np.array([index[name] for name in table["label"].to_pylist()], dtype=np.int64)
-        shape = (table.num_rows, preprocessing.channels, preprocessing.size, preprocessing.size)
-        images = np.empty(shape, dtype=np.uint8)
-
-        def fill(start: int) -> None:
-            for at, data in enumerate(table["image"].slice(start, TOGETHER).to_pylist(), start):
-                images[at] = prepare(data, preprocessing)
-
+        images = np.empty((rows, preprocessing.channels, preprocessing.size, preprocessing.size), dtype=np.uint8)
+        ids: list[str] = []
+        labels: list[int] = []
+        votes: list[list[float] | None] = []
         with ThreadPoolExecutor() as pool:
-            list(pool.map(fill, range(0, table.num_rows, TOGETHER)))
-        return Faces(images, labels, table["id"].to_pylist(), self._votes(table["votes"]))
+            for batch in batches:
 
-    def _votes(self, column: pa.ChunkedArray) -> npt.NDArray[np.float32] | None:
+                def fill(start: int, stored: pa.Array = batch["image"], first: int = len(ids)) -> None:
+                    for at, data in enumerate(stored.slice(start, TOGETHER).to_pylist(), first + start):
+                        images[at] = prepare(data, preprocessing)
+
+                list(pool.map(fill, range(0, batch.num_rows, TOGETHER)))
+                ids += batch["id"].to_pylist()
+                labels += [index[name] for name in batch["label"].to_pylist()]
+                votes += batch["votes"].to_pylist()
+        return Faces(images, np.array(labels, dtype=np.int64), ids, self._votes(votes))
+
+    def _votes(self, found: list[list[float] | None]) -> npt.NDArray[np.float32] | None:
         """``[N, K]``; older stores have none."""
-        if column.null_count == len(column):
+        if all(votes is None for votes in found):
             return None
         nothing = [0.0] * len(self.classes)
-        return np.array([nothing if votes is None else votes for votes in column.to_pylist()], dtype=np.float32)
+        return np.array([nothing if votes is None else votes for votes in found], dtype=np.float32)

@@ -19,7 +19,7 @@ from fer_scale.faces.images import Preprocessing
 from fer_scale.faces.store import Faces, Store
 
 WINDOW_BYTES = 64 * 2**20
-"""Of decoded faces: the shuffle mixes a window's, which come from all over the split."""
+"""Of a window's faces, as they are stored or decoded, whichever is more: both are in memory when it is read."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,14 @@ class Group:
     path: str
     index: int
     rows: int
+    bytes: int
 
 
 class Windows:
     """One split as windows of whole global batches.
 
     Each epoch draws an order of the row groups; a window is a stretch of that order, and its rows are drawn too.
+    Windows are numbered on from epoch to epoch.
 
     Args:
         store: where the faces lie.
@@ -42,7 +44,7 @@ class Windows:
         preprocessing: how they are decoded.
         batch_size: global.
         seed: of the order.
-        window_bytes: of decoded faces in a window, about.
+        window_bytes: of the faces of a window, about.
 
     Raises:
         InputError: the store is not whole.
@@ -64,43 +66,43 @@ class Windows:
         rows = int(self._rows.sum())
         self.size = min(batch_size, rows)
         self.steps_per_epoch = rows // self.size
-        face = preprocessing.channels * preprocessing.size**2
-        self.steps_per_window = max(1, window_bytes // (face * self.size))
+        stored = sum(group.bytes for group in self._groups) // max(rows, 1)
+        face = max(preprocessing.channels * preprocessing.size**2, stored)
+        self._steps_per_window = max(1, window_bytes // (face * self.size))
+        self.per_epoch = -(-self.steps_per_epoch // self._steps_per_window)
 
-    def at(self, step: int) -> tuple[int, int, int]:
-        """Epoch, window, and the batch's place within it."""
+    def at(self, step: int) -> tuple[int, int]:
+        """The window of a step's global batch, and the batch's place within it."""
         epoch, step = divmod(step, self.steps_per_epoch)
-        return (epoch, *divmod(step, self.steps_per_window))
+        window, place = divmod(step, self._steps_per_window)
+        return epoch * self.per_epoch + window, place
 
-    @property
-    def per_epoch(self) -> int:
-        """Windows."""
-        return -(-self.steps_per_epoch // self.steps_per_window)
-
-    def read(self, epoch: int, window: int, rank: int = 0, workers: int = 1) -> Faces:
+    def read(self, window: int, rank: int = 0, workers: int = 1) -> Faces:
         """The rows of a window that belong to one worker, decoded, batch after batch.
 
         Every batch has as many of them: those at ``rank``, ``rank + workers``, ... of the global batch.
         """
-        table = self._table(epoch, window, ["id", "image", "label", "votes"])
-        order = self._order(epoch, window, table.num_rows)
+        table = self._table(window, ["id", "image", "label", "votes"])
+        order = self._order(window, table.num_rows)
         mine = order.reshape(-1, self.size)[:, rank::workers].ravel()
-        return self._store.decode(table.take(pa.array(mine)), self._preprocessing)
+        return self._store.decode(table.take(pa.array(mine)).to_batches(), len(mine), self._preprocessing)
 
     def ids(self, step: int) -> list[str]:
         """Which faces the global batch of a step holds."""
-        epoch, window, place = self.at(step)
-        table = self._table(epoch, window, ["id"])
-        order = self._order(epoch, window, table.num_rows)
+        window, place = self.at(step)
+        table = self._table(window, ["id"])
+        order = self._order(window, table.num_rows)
         return list(table["id"].take(pa.array(order[place * self.size : (place + 1) * self.size])).to_pylist())
 
-    def _order(self, epoch: int, window: int, rows: int) -> npt.NDArray[np.int64]:
-        drawn = np.random.default_rng((self._seed, epoch, 1, window)).permutation(rows)
+    def _order(self, window: int, rows: int) -> npt.NDArray[np.int64]:
+        epoch, within = divmod(window, self.per_epoch)
+        drawn = np.random.default_rng((self._seed, epoch, 1, within)).permutation(rows)
         return drawn[: rows // self.size * self.size]
 
-    def _table(self, epoch: int, window: int, columns: list[str]) -> pa.Table:
-        first = window * self.steps_per_window * self.size
-        last = min(first + self.steps_per_window * self.size, self.steps_per_epoch * self.size)
+    def _table(self, window: int, columns: list[str]) -> pa.Table:
+        epoch, within = divmod(window, self.per_epoch)
+        first = within * self._steps_per_window * self.size
+        last = min(first + self._steps_per_window * self.size, self.steps_per_epoch * self.size)
         return pa.concat_tables(self._pieces(epoch, first, last, columns)).combine_chunks()
 
     def _pieces(self, epoch: int, first: int, last: int, columns: list[str]) -> Iterator[pa.Table]:
@@ -127,9 +129,10 @@ def _groups(store: Store, split: str) -> list[Group]:
     """The row groups of a split; ingest writes each split into files of its own."""
     here = pc.field("split") == split
     found = [
-        Group(part.path, part.row_groups[0].id, part.row_groups[0].num_rows)
+        Group(part.path, group.id, group.num_rows, group.total_byte_size)
         for fragment in store.dataset().get_fragments(filter=here)
         for part in fragment.split_by_row_group(filter=here)
+        for group in part.row_groups
     ]
     rows, expected = sum(group.rows for group in found), store.rows(split)
     if rows != expected:

@@ -28,10 +28,6 @@ class Feed(Protocol):
         """Which faces the global batch holds."""
         ...
 
-    def share(self, draws: Tensor) -> Tensor:
-        """This worker's rows of what was drawn for the global batch."""
-        ...
-
 
 class Batches:
     """Faces in memory as global batches in an order that the seed alone decides.
@@ -68,10 +64,6 @@ class Batches:
     def ids(self, step: int) -> list[str]:
         """Which faces those are."""
         return [self._faces.ids[at] for at in self.indices(step)]
-
-    def share(self, draws: Tensor) -> Tensor:
-        """This worker's rows of what was drawn for the global batch."""
-        return draws[self._rank :: self.workers]
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:

@@ -1,5 +1,6 @@
 """A fit's memory: what a killed fit goes on from, on local disk or S3, as safetensors and JSON."""
 
+import contextlib
 import json
 from typing import Any
 
@@ -7,7 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 
 from fer_scale import storage
-from fer_scale.errors import InputError, MissingPathError
+from fer_scale.errors import FerScaleError, InputError, MissingPathError
 from fer_scale.learning.loop import Learner
 
 KEPT = 2
@@ -47,7 +48,8 @@ class Checkpoints:
         state["files"] = files[-KEPT:]
         state["step"] = learner.step
         storage.write_bytes(storage.join(self.path, "state.json"), json.dumps(state, indent=2).encode())
-        self._drop_others({"state.json", state["best_file"], *state["files"]})
+        with contextlib.suppress(FerScaleError):  # what stays costs space, and the next time it is tried again
+            self._drop_others({"state.json", state["best_file"], *state["files"]})
 
     def _drop_others(self, kept: set[str]) -> None:
         there = {storage.name(info.path): info.path for info in storage.list_files(self.path)}

@@ -1,6 +1,7 @@
 """A whole fit, epoch by epoch: train, score on val, write a checkpoint. Runs on every worker of it; no Ray in here."""
 
 import math
+import platform
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -32,6 +33,8 @@ CHECKPOINT_SECONDS = 180.0
 SCORING_SHARE = 0.1
 LEAST_SECONDS = 60.0
 """Of fitting by the clock that a slow start does not take away."""
+LONGEST_START = 120.0
+"""Seconds of it that count: what is longer is waiting for others to end, or another machine's clock."""
 
 
 def run(plan: Plan, report: Callable[[dict[str, Any]], None], opened: Opened = here) -> FerScaleError | None:
@@ -114,7 +117,7 @@ def _taken_up(
     if state is not None:
         checkpoints.load(learner, state)
     # asked by all, whether they found a checkpoint or not: what some alone wait for would never come
-    start, first = from_first(max(time.time() - plan.began, 0.0), learner.step)
+    start, first = from_first(min(max(time.time() - plan.began, 0.0), LONGEST_START), learner.step)
     if learner.step != first:
         raise FerScaleError(f"a worker finds the checkpoint of step {learner.step}, the first one that of {first:.0f}")
     if state is None:
@@ -167,7 +170,8 @@ def begin(plan: Plan, classes: list[str]) -> Network:
     """The network that a fit begins with.
 
     Raises:
-        InputError: weights that were asked for by name cannot be had, or ``init_from`` has another backbone.
+        InputError: weights that were asked for by name cannot be had, or are not those of the plan, or ``init_from``
+            has another backbone.
     """
     # no download for weights that would be thrown away
     configuration = Configuration.from_dict(plan.configuration)
@@ -176,6 +180,12 @@ def begin(plan: Plan, classes: list[str]) -> Network:
         take_over(network, Bundle.load(plan.init_from), classes)
         if (unfreeze := getattr(configuration.network, "unfreeze", None)) is not None:
             network.freeze(max(0, len(network.stages) - 1 - unfreeze))  # as with weights of ImageNet
+    if plan.weights not in (None, network.weights):
+        raise InputError(
+            f"weights {network.weights} on {platform.node()}",
+            f"{plan.weights}, as where the command runs",
+            "install fer_scale[imagenet] on every machine, or name a file on s3:// as weights",
+        )
     return network
 
 

@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,7 @@ from safetensors.torch import load
 
 from fer_scale import bundle, storage
 from fer_scale.errors import InputError
+from fer_scale.faces.images import Preprocessing
 from fer_scale.faces.store import Store
 from fer_scale.families.network import Network
 from fer_scale.learning import metrics
@@ -23,7 +25,6 @@ from fer_scale.learning.plan import Plan
 from fer_scale.provenance import provenance
 from fer_scale.report import render
 
-CPU = torch.device("cpu")
 OTHER_SECONDS = 30.0
 """Of what :func:`finish` and the command around it take, all but answering val and calib: the export most of all."""
 MEASURED = 64
@@ -32,14 +33,22 @@ SLACK = 1.3
 """On the time that is measured: faces are also read and decoded, and the machine is not always as idle."""
 
 
-def seconds_needed(configuration: Configuration, faces: Store) -> float:
-    """About what is left to do after a fit's last step began: measured on this machine, to be kept back of its time."""
+def seconds_needed(configuration: Configuration, faces: Store, gpu: bool) -> float:
+    """About what is left to do after a fit's last step began: measured on this machine, to be kept back of its time.
+
+    Args:
+        configuration: what is fitted.
+        faces: on what.
+        gpu: whether GPUs answer, for which that is nothing beside the rest.
+    """
+    if gpu:
+        return OTHER_SECONDS
     network, inputs = bundle.build(configuration, len(faces.classes), weights="none"), configuration.preprocessing
     images = np.zeros((MEASURED, inputs.channels, inputs.size, inputs.size), dtype=np.uint8)
     took = []
     for _ in range(3):
         began = time.monotonic()
-        logits(network, images, CPU)
+        logits(network, images, torch.device("cpu"))
         took.append(time.monotonic() - began)
     val, calib = faces.rows("val"), faces.rows("calib")
     # the last step takes about four answers a face, then the fit scores val, and finish() answers val and calib
@@ -47,20 +56,47 @@ def seconds_needed(configuration: Configuration, faces: Store) -> float:
     return OTHER_SECONDS + SLACK * rows * min(took) / MEASURED
 
 
-def finish(plan: Plan, directory: Path) -> None:
-    """Write the bundle of a fit into an empty local directory.
+@dataclass(frozen=True)
+class Answers:
+    """Of the fitted network, on one split."""
+
+    split: str
+    ids: list[str]
+    labels: npt.NDArray[np.int64]
+    logits: npt.NDArray[np.float32]
+
+    def table(self, temperature: float, classes: list[str]) -> pd.DataFrame:
+        """A row a face: split, id, label, and the classes' calibrated probabilities."""
+        found = probabilities(self.logits, temperature)
+        truth = [classes[at] for at in self.labels]
+        said = {f"prob_{name}": found[:, at] for at, name in enumerate(classes)}
+        return pd.DataFrame({"split": self.split, "id": self.ids, "label": truth, **said})
+
+
+def answer(plan: Plan) -> list[Answers]:
+    """What the network that a fit leaves says of val and, where there is one, of calib, in float32.
 
     Raises:
         InputError: the fit left no checkpoint.
     """
-    state = Checkpoints(plan.checkpoints).state()
-    if state is None or not state["best_file"]:
-        raise InputError("a fit that ended without one checkpoint", "time for one step", "give a larger --time-budget")
-    configuration = Configuration.from_dict(plan.configuration)
-    faces = Store.open(plan.store)
-    network = bundle.build(configuration, len(faces.classes), weights="none").eval()
-    network.load_state_dict(load(storage.read_bytes(storage.join(plan.checkpoints, state["best_file"]))))
-    val = _answered(network, faces, "val", configuration)
+    torch.backends.cudnn.allow_tf32 = False  # as where it labels
+    device, faces = torch.device("cuda" if plan.gpu else "cpu"), Store.open(plan.store)
+    inputs = Configuration.from_dict(plan.configuration).preprocessing
+    network = _fitted(plan, faces)[0].to(device).to(memory_format=torch.channels_last)
+    return [_answered(network, faces, split, inputs, device) for split in ("val", "calib") if faces.rows(split)]
+
+
+def finish(plan: Plan, answers: list[Answers], directory: Path) -> None:
+    """Write the bundle of a fit into an empty local directory.
+
+    Args:
+        plan: the fit.
+        answers: of its network on val and calib.
+        directory: where to.
+    """
+    configuration, faces = Configuration.from_dict(plan.configuration), Store.open(plan.store)
+    network, state = _fitted(plan, faces)
+    val = answers[0]
     temperature = fit_temperature(val.logits, val.labels)
     figures = {
         **metrics.summarise(probabilities(val.logits, temperature), val.labels, faces.classes),
@@ -69,9 +105,8 @@ def finish(plan: Plan, directory: Path) -> None:
         "split": "val",
     }
     calibration = None
-    if faces.rows("calib"):
-        calib = _answered(network, faces, "calib", configuration)
-        calibration = pd.concat([answers.table(temperature, faces.classes) for answers in (val, calib)])
+    if len(answers) > 1:
+        calibration = pd.concat([one.table(temperature, faces.classes) for one in answers])
     facts = {
         "data_fingerprint": faces.fingerprint,
         "data_counts": faces.counts,
@@ -108,25 +143,21 @@ def finish(plan: Plan, directory: Path) -> None:
     )
 
 
-@dataclass(frozen=True)
-class _Answers:
-    split: str
-    ids: list[str]
-    labels: npt.NDArray[np.int64]
-    logits: npt.NDArray[np.float32]
-
-    def table(self, temperature: float, classes: list[str]) -> pd.DataFrame:
-        found = probabilities(self.logits, temperature)
-        truth = [classes[at] for at in self.labels]
-        said = {f"prob_{name}": found[:, at] for at, name in enumerate(classes)}
-        return pd.DataFrame({"split": self.split, "id": self.ids, "label": truth, **said})
+def _fitted(plan: Plan, faces: Store) -> tuple[Network, dict[str, Any]]:
+    """The network to publish, and what the last checkpoint says."""
+    state = Checkpoints(plan.checkpoints).state()
+    if state is None or not state["best_file"]:
+        raise InputError("a fit that ended without one checkpoint", "time for one step", "give a larger --time-budget")
+    network = bundle.build(Configuration.from_dict(plan.configuration), len(faces.classes), weights="none").eval()
+    network.load_state_dict(load(storage.read_bytes(storage.join(plan.checkpoints, state["best_file"]))))
+    return network, state
 
 
-def _answered(network: Network, store: Store, split: str, configuration: Configuration) -> _Answers:
+def _answered(network: Network, store: Store, split: str, inputs: Preprocessing, device: torch.device) -> Answers:
     ids: list[str] = []
     labels, found = [], []
-    for part in store.parts(split, configuration.preprocessing, rows=256):
+    for part in store.parts(split, inputs, rows=256):
         ids += part.ids
         labels.append(part.labels)
-        found.append(logits(network, part.images, CPU))
-    return _Answers(split, ids, np.concatenate(labels), np.concatenate(found))
+        found.append(logits(network, part.images, device))
+    return Answers(split, ids, np.concatenate(labels), np.concatenate(found))

@@ -17,7 +17,7 @@ from fer_scale.learning.augment import DROPOUT, Augment, mix, seed_of
 from fer_scale.learning.average import Average
 from fer_scale.learning.batches import Feed
 from fer_scale.learning.recipe import Recipe
-from fer_scale.learning.workers import equalise, everywhere, place
+from fer_scale.learning.workers import equalise, everywhere, place, share
 
 CHECKED_EVERY = 20
 """Steps after which their losses are looked at."""
@@ -72,7 +72,7 @@ class Learner:
         for group, rate in zip(self._optimizer.param_groups, self._base_rates, strict=True):
             group["lr"] = rate * factor
         images, targets = batches.batch(self.step)
-        images = self._augment(images, batches.share(self._augment.draws(self.step, batches.size)))
+        images = self._augment(images, share(self._augment.draws(self.step, batches.size)))
         images, targets = mix(images, targets, self.recipe, self._seed, self.step)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._half):
             logits = self._parallel(images.contiguous(memory_format=torch.channels_last))

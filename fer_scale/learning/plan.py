@@ -32,6 +32,8 @@ class Plan:
     """Whether each worker has a GPU."""
     streamed: bool
     """Whether faces are read as they are needed, rather than kept in memory."""
+    weights: str | None = None
+    """What the network began with where the command runs, which every worker has to find too."""
 
     @property
     def path(self) -> str:

@@ -1,5 +1,6 @@
 """Batches of a split that does not fit into memory, in an order that the seed alone decides."""
 
+import itertools
 from collections.abc import Callable, Iterator
 
 import torch
@@ -10,14 +11,13 @@ from fer_scale.faces.windows import Windows
 from fer_scale.learning.batches import sent, targets_of
 from fer_scale.learning.workers import place
 
-Opened = Callable[[Windows, int, int, int, int], Iterator[Faces]]
-"""(windows, epoch, first window, rank, workers) to this worker's faces, window after window to the epoch's end."""
+Opened = Callable[[Windows, int, int, int], Iterator[Faces]]
+"""(windows, first window, rank, workers) to this worker's faces, window after window, without an end."""
 
 
-def here(windows: Windows, epoch: int, first: int, rank: int, workers: int) -> Iterator[Faces]:
+def here(windows: Windows, first: int, rank: int, workers: int) -> Iterator[Faces]:
     """Read and decode in this process, when they are asked for."""
-    for window in range(first, windows.per_epoch):
-        yield windows.read(epoch, window, rank, workers)
+    return (windows.read(window, rank, workers) for window in itertools.count(first))
 
 
 class StreamedBatches:
@@ -29,19 +29,19 @@ class StreamedBatches:
         self._windows, self._classes, self._device, self._opened = windows, num_classes, device, opened
         self._rank, self.workers = place()
         self._part = len(range(self._rank, self.size, self.workers))
-        self._at = (-1, -1)
+        self._at = -1
         self._stream: Iterator[Faces] = iter(())
         self._faces: list[Faces] = []
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """This worker's part: uint8 ``[B, C, S, S]`` and targets float32 ``[B, K]``, on the device."""
-        epoch, window, place = self._windows.at(step)
-        if self._at != (epoch, window):
-            if self._at != (epoch, window - 1):
-                self._stream = self._opened(self._windows, epoch, window, self._rank, self.workers)
+        window, place = self._windows.at(step)
+        if self._at != window:
+            if self._at < 0 or self._at != window - 1:
+                self._stream = self._opened(self._windows, window, self._rank, self.workers)
             self._faces.clear()  # before the next comes: never two in memory
             self._faces.append(next(self._stream))
-            self._at = (epoch, window)
+            self._at = window
         faces = self._faces[0].rows(slice(place * self._part, (place + 1) * self._part))
         images, targets = torch.from_numpy(faces.images), targets_of(faces, self._classes)
         return sent(images, self._device), sent(targets, self._device)
@@ -49,7 +49,3 @@ class StreamedBatches:
     def ids(self, step: int) -> list[str]:
         """Which faces the global batch holds, read anew."""
         return self._windows.ids(step)
-
-    def share(self, draws: Tensor) -> Tensor:
-        """This worker's rows of what was drawn for the global batch."""
-        return draws[self._rank :: self.workers]

@@ -12,6 +12,12 @@ def place() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
+def share(rows: Tensor) -> Tensor:
+    """This worker's rows of those of the global batch."""
+    rank, workers = place()
+    return rows[rank::workers]
+
+
 def from_first(*values: float) -> list[float]:
     """The first worker's numbers, on every worker."""
     if place()[1] == 1:

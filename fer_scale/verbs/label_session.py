@@ -22,10 +22,10 @@ from fer_scale.verbs.label_stream import ACTOR_CPUS, stream
 
 
 def engine_of(cluster: Cluster, engine: EngineName) -> Literal["onnx", "torch"]:
-    """``auto`` is torch where the cluster has a GPU."""
+    """``auto`` is torch where the cluster has GPUs."""
     if engine != "auto":
         return engine
-    return "torch" if cluster.gpus >= 1 else "onnx"
+    return "torch" if cluster.offers_gpus else "onnx"
 
 
 def crew(cluster: Cluster, engine: str, workers: int | None = None) -> tuple[int, bool]:
@@ -34,7 +34,7 @@ def crew(cluster: Cluster, engine: str, workers: int | None = None) -> tuple[int
     Raises:
         InputError: the cluster has too few CPUs or GPUs.
     """
-    gpus = int(engine == "torch" and cluster.gpus >= 1)
+    gpus = int(engine == "torch" and cluster.offers_gpus)
     workers = workers or max(1, cluster.room(ACTOR_CPUS, gpus))
     cluster.require(one=ACTOR_CPUS, one_gpus=gpus, processes=workers)
     return workers, gpus > 0

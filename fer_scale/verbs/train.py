@@ -1,41 +1,27 @@
 """train: fit one configuration with Ray Train, and publish the model bundle."""
 
-import contextlib
 import os
-import platform
-import tempfile
-import threading
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
-
-import ray
-import ray.train
-from ray.train.torch import TorchTrainer
 
 from fer_scale import storage
 from fer_scale.bundle import Bundle
 from fer_scale.cluster import connected
-from fer_scale.console import progress, say, set_quiet
+from fer_scale.console import say, set_quiet, warn
 from fer_scale.durations import parse_bytes, parse_seconds
-from fer_scale.errors import FerScaleError, InputError
+from fer_scale.errors import InputError
 from fer_scale.faces.store import Store
 from fer_scale.faces.windows import decoded_bytes
-from fer_scale.learning.checkpoints import Checkpoints
 from fer_scale.learning.configuration import Configuration
-from fer_scale.learning.epochs import CHECKPOINT_SECONDS, begin, run
+from fer_scale.learning.epochs import begin
 from fer_scale.learning.finish import finish, seconds_needed
 from fer_scale.learning.plan import Plan, check_same, source
 from fer_scale.lease import Lease
 from fer_scale.search.chosen import chosen
-from fer_scale.verbs.train_stream import READER_CPUS, opened, readers
+from fer_scale.verbs.train_fit import answers, fit
 
 DEFAULT_EPOCHS = 24
-MAX_FAILURES = 3
-"""Workers that may die, for each where their number is elastic: there machines are meant to go."""
-RESIZE_SECONDS = 3 * CHECKPOINT_SECONDS
-"""Between two looks whether there is room for more workers: they cost what came after the last checkpoint."""
 
 
 def train(
@@ -105,16 +91,18 @@ def train(
     limit = None if memory_limit is None else parse_bytes(memory_limit, "memory-limit")
     inputs = [path for path in (store, from_search, config, init_from) if path]
     storage.check_output(out, overwrite=overwrite, resume=resume, inputs=inputs)
+    storage.check_output(out, overwrite=True)  # in the end the bundle takes the folder's place
     checkpoints = storage.join(out, "fit")
     successor = storage.exists(storage.join(checkpoints, "plan.json"))
     if resume and storage.exists(storage.join(out, "config.json")) and not successor:
         made = Bundle.load(out)
         known = {**made.config, "fingerprint": made.config["data_fingerprint"], "configuration": made.configuration()}
-        check_same(known, {"configuration": configuration, "seed": seed, **source(faces)})
+        passes = {"epochs": epochs} if epochs else {}
+        check_same(known, {"configuration": configuration, "seed": seed, **passes, **source(faces)})
         say(f"{out} is a finished bundle: nothing left to do")
         return _summary(made, out, time.time() - began)
     with connected(cpus=low) as cluster:
-        gpus = int(cluster.gpus >= 1)
+        gpus = int(cluster.offers_gpus)
         cluster = cluster.require(one=1, one_gpus=gpus, processes=low)
         threads = cluster.threads(high, gpus)
         plan = Plan(
@@ -122,7 +110,7 @@ def train(
             checkpoints=checkpoints,
             configuration=configuration.to_dict(),
             epochs=(epochs or DEFAULT_EPOCHS) if seconds is None else None,
-            seconds=seconds and max(seconds - seconds_needed(configuration, faces), seconds / 2),
+            seconds=seconds and max(seconds - seconds_needed(configuration, faces, gpus > 0), seconds / 2),
             began=began,
             init_from=storage.normal(init_from) if init_from else None,
             seed=seed,
@@ -131,120 +119,21 @@ def train(
             streamed=decoded_bytes(faces, configuration.preprocessing)
             > (limit or cluster.memory / 4 / cluster.together(high, threads, gpus)),
         )
-        if not resume:
-            begin(plan, faces.classes)  # what cannot be had is said before anything starts
-        with Lease(out, "of train"):
+        if not resume:  # what cannot be had is said before anything starts
+            plan = replace(plan, weights=begin(plan, faces.classes).weights)
+        with Lease(out, "of train") as lease:
             if overwrite:
                 storage.delete(plan.checkpoints)  # a bundle that is there stays until the new one takes its place
-            plan = plan.laid_down(faces)
-            if plan.streamed:
+            began_as = plan.laid_down(faces)
+            if plan.streamed and not began_as.streamed:
+                warn("the faces are more than the memory limit, but this fit began with them in memory and goes on so")
+            if began_as.streamed:
                 say("the faces are more than the memory limit: they are read as the fit goes")
-            _fit(plan, low, high)
+            fit(began_as, lease, low, high)
             with storage.publishing(out, overwrite=True, last="config.json") as staging:
-                finish(plan, staging)
+                finish(began_as, answers(began_as, here=cluster.ours), staging)
+                lease.check()
     return _summary(Bundle.load(out), out, time.time() - began)
-
-
-def _worker(told: dict[str, Any]) -> FerScaleError | None:
-    """What each worker of Ray Train runs; gives the error that ends all of them alike and that no restart mends."""
-    plan = Plan(**told)
-    try:
-        if not storage.exists(plan.path):
-            expected = "a folder that all machines share, or s3://"
-            raise InputError(f"{plan.checkpoints} is not there on {platform.node()}", expected, "give another --out")
-        return run(plan, lambda row: ray.train.report({"epoch": row["epoch"]}), opened(plan.threads))
-    except FerScaleError as error:
-        # it may be the only one of several that failed, and the others wait for it: Ray begins anew with all
-        if ray.train.get_context().get_world_size() > 1 or (isinstance(error, InputError) and storage.is_outage(error)):
-            raise
-        return error
-
-
-def _cpus(plan: Plan) -> float:
-    """Reserved by a worker, which leaves what the tasks that read for it need: without a share they wait for ever."""
-    return plan.threads - (READER_CPUS * readers(plan.threads) if plan.streamed else 0)
-
-
-class _Trainer(TorchTrainer):
-    """Ray Train, but Ctrl-C reaches the command line: Ray's own handler would end the process with code 0."""
-
-    controller: Any = None
-
-    def _register_sigint_handler(self, controller: Any) -> None:
-        self.controller = controller
-
-
-def _fit(plan: Plan, low: int, high: int) -> None:
-    """Run the fit on Ray Train; a worker or node that dies is replaced and the fit goes on from its checkpoint.
-
-    Raises:
-        FerScaleError: the fit failed; its own line says why.
-    """
-    with tempfile.TemporaryDirectory(prefix="fer_scale-train-") as scratch, _shown(plan):
-        trainer = _Trainer(
-            _worker,  # type: ignore[arg-type]  # annotated without the value that it may return
-            train_loop_config=asdict(plan),
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=low if low == high else (low, high),  # type: ignore[arg-type]  # the types are of the deprecated one
-                use_gpu=plan.gpu,
-                resources_per_worker={"CPU": _cpus(plan), "GPU": int(plan.gpu)},
-                elastic_resize_monitor_interval_s=RESIZE_SECONDS,  # type: ignore[call-arg]
-            ),
-            run_config=ray.train.RunConfig(  # the types describe the deprecated one
-                storage_path=scratch,
-                name="fit",
-                failure_config=ray.train.FailureConfig(
-                    max_failures=MAX_FAILURES if low == high else MAX_FAILURES * high
-                ),
-                logging_config=ray.train.LoggingConfig(log_level="ERROR"),  # type: ignore[call-arg]
-            ),
-        )
-        try:
-            failed: FerScaleError | None = trainer.fit().return_value  # type: ignore[attr-defined]
-        except ray.train.TrainingFailedError as error:
-            for cause in getattr(error, "worker_failures", {}).values():
-                if isinstance(root := getattr(cause, "cause", cause), FerScaleError):
-                    raise root from None
-            raise
-        except BaseException:
-            if trainer.controller is not None:
-                ray.kill(trainer.controller)  # on a cluster that is not ours it would fit on
-            raise
-    if failed is not None:
-        raise failed
-
-
-@contextlib.contextmanager
-def _shown(plan: Plan) -> Iterator[None]:
-    """Show each epoch as its checkpoint appears: the curve in it is all that a fit has to say."""
-    checkpoints, done = Checkpoints(plan.checkpoints), threading.Event()
-    pause = 5.0 if storage.is_s3(plan.checkpoints) else 1.0
-
-    def curve() -> list[dict[str, Any]]:
-        with contextlib.suppress(FerScaleError):  # of an outage that lasts the fit itself tells
-            if state := checkpoints.state():
-                return list(state["curve"])
-        return []
-
-    def watch() -> None:
-        shown = len(curve())
-        with progress("fitting", 100) as meter:
-            while not done.wait(pause):
-                rows = curve()
-                for row in rows[shown:]:
-                    rate = f"{row['images_per_second']:.0f} images/s"
-                    scores = f"loss {row['train_loss']:.4f}, val {row['val_accuracy']:.4f}"
-                    note = f"epoch {row['epoch']:.1f}: {scores}, {rate}"
-                    meter.advance(round(100 * row["progress"]) - meter.done, note)
-                shown = max(shown, len(rows))
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
 
 
 def _summary(made: Bundle, out: str, seconds: float) -> dict[str, Any]:

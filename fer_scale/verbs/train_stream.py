@@ -4,6 +4,7 @@ What travels to a task is the number of a window; it reads the row groups of the
 worker. The blocks keep their order, so that the stream is as repeatable as faces in memory are.
 """
 
+import itertools
 import logging
 import warnings
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from fer_scale.faces.windows import WINDOW_BYTES, Windows
 
 READER_CPUS = 0.1
 """Reserved by a task that reads and decodes, out of what a worker of the fit leaves."""
+WINDOWS_A_RUN = 512
+"""Read by one run of Ray Data, across epochs: a fit waits for the first window of each, some seconds."""
 WINDOWS_A_READER = 4
 """Decoded windows for which each task has room in the object store. Ray Data 2.60 keeps half of it back, and
 counts what runs as well as what waits: with room for two a task, only one of two tasks runs."""
@@ -32,18 +35,22 @@ def readers(threads: int) -> int:
 def opened(threads: int) -> Any:
     """How a worker of so many threads reads its windows, see `fer_scale.learning.stream.Opened`."""
 
-    def stream(windows: Windows, epoch: int, first: int, rank: int, workers: int) -> Iterator[Faces]:
+    def stream(windows: Windows, first: int, rank: int, workers: int) -> Iterator[Faces]:
+        for start in itertools.count(first, WINDOWS_A_RUN):
+            yield from run(windows, start, rank, workers)
+
+    def run(windows: Windows, first: int, rank: int, workers: int) -> Iterator[Faces]:
         logging.getLogger("ray.data").setLevel(logging.ERROR)
 
         def read(row: Any) -> Any:
-            faces = windows.read(epoch, int(row["window"][0]), rank, workers)
+            faces = windows.read(int(row["window"][0]), rank, workers)
             votes = np.empty((len(faces), 0), dtype=np.float32) if faces.votes is None else faces.votes
             return {"images": faces.images, "labels": faces.labels, "votes": votes}
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Ray's deprecations of its own settings, read while they are copied
             with DataContext.current(_context(readers(threads))):
-                numbers = [{"window": at} for at in range(first, windows.per_epoch)]
+                numbers = [{"window": at} for at in range(first, first + WINDOWS_A_RUN)]
                 found = ray.data.from_items(numbers, override_num_blocks=len(numbers)).map_batches(
                     read, batch_size=1, num_cpus=READER_CPUS, compute=TaskPoolStrategy(size=readers(threads))
                 )

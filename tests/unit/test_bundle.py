@@ -1,16 +1,19 @@
 """A bundle says when it is not as it was written, and its model_id changes with whatever decides the answers."""
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fer_scale.bundle import CALIBRATION, FILES, Bundle, _model_id
+from fer_scale import storage
+from fer_scale.bundle import CALIBRATION, FILES, Bundle, _model_id, write
 from fer_scale.errors import InputError
 from tests.bundles import calibration, write_bundle
 
@@ -33,6 +36,16 @@ def test_a_file_that_changed_or_went_is_named(name: str, bundle: Path, tmp_path:
     (copy / name).unlink()
     with pytest.raises(InputError, match=re.escape(name)):
         Bundle.load(copy)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_is_said_in_one_line(bundle: Path, tmp_path: Path) -> None:
+    whole = Bundle.load(bundle)
+    given: dict[str, Any] = {"facts": {}, "metrics": {}, "card": "", "temperature": 1.0, "classes": whole.classes}
+    with pytest.raises(InputError, match="no space"), storage.publishing(tmp_path / "out") as staging:
+        (staging / "weights.safetensors").symlink_to("/dev/full")
+        write(staging, whole.network(), whole.configuration(), curve=pd.DataFrame({"epoch": [1]}), **given)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_bundle_of_another_schema_is_refused(bundle: Path, tmp_path: Path) -> None:

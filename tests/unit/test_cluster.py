@@ -5,9 +5,10 @@ import socket
 
 import pytest
 
+from fer_scale import cluster as cluster_module
 from fer_scale.cluster import Cluster, Machine, connect, variables
 from fer_scale.errors import InputError
-from fer_scale.verbs.label_session import crew
+from fer_scale.verbs.label_session import crew, engine_of
 
 
 def test_more_than_the_cluster_has_is_refused() -> None:
@@ -86,6 +87,17 @@ def test_a_process_needs_its_cpus_beside_its_gpu() -> None:
 def test_more_workers_than_gpus_are_refused() -> None:
     with pytest.raises(InputError, match=r"4 GPUs were asked for; .* the 1 that the cluster has; .*or workers"):
         HEAD_AND_GPU.require(one=1, one_gpus=1, processes=4)
+
+
+def test_gpus_that_an_autoscaler_brings_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    without = Cluster(machines=(Machine(8),), ours=False)
+    assert not without.offers_gpus
+    assert HEAD_AND_GPU.offers_gpus
+    monkeypatch.setattr(cluster_module, "AUTOSCALER_GPUS", True)
+    assert not without.offers_gpus
+    monkeypatch.setattr(Cluster, "grows", True)
+    assert without.offers_gpus
+    assert engine_of(without, "auto") == "torch"
 
 
 def test_actors_with_gpus_are_as_many_as_machines_can_hold() -> None:

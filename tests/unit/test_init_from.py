@@ -43,11 +43,11 @@ def donor(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def begun(donor: Bundle) -> Begun:
     """What a fit begins with that takes the donor's weights."""
 
-    def network(classes: list[str], **configuration: Any) -> Network:
+    def network(classes: list[str], found: str | None = None, **configuration: Any) -> Network:
         told = Configuration.from_dict(configured(**configuration)).to_dict()
         where: dict[str, Any] = {"store": "", "checkpoints": "", "init_from": str(donor.directory)}
         how: dict[str, Any] = {"epochs": 1, "seconds": None, "began": 0.0, "seed": 0, "threads": 1, "gpu": False}
-        return begin(Plan(configuration=told, streamed=False, **where, **how), classes)
+        return begin(Plan(configuration=told, streamed=False, weights=found, **where, **how), classes)
 
     return network
 
@@ -72,6 +72,11 @@ def test_with_other_classes_or_another_head_the_head_is_new(donor: Bundle, begun
         assert network.weights == f"bundle {donor.model_id}"
         if dense == "16":
             assert not same(network.head, donor.network().head)
+
+
+def test_a_machine_with_other_weights_than_the_command_found_is_named(begun: Begun) -> None:
+    with pytest.raises(InputError, match=r"weights bundle .* on .*; expected imagenet \(hub\), as where the command"):
+        begun(CLASSES, found="imagenet (hub)")
 
 
 @pytest.mark.parametrize("unfreeze", [None, 0, 2])

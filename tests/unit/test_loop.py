@@ -1,6 +1,7 @@
 """fit(): the same batches for any number of workers, the same weights after a resume, and what stops it."""
 
 import resource
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from onnxruntime import InferenceSession
 from safetensors.torch import load_file
 
 import fer_scale
+from fer_scale import storage
 from fer_scale.bundle import build, export_onnx
 from fer_scale.errors import InputError
-from fer_scale.faces.images import Preprocessing
+from fer_scale.faces.images import Preprocessing, encode_png
 from fer_scale.faces.sample import draw
 from fer_scale.faces.store import Faces, Store
 from fer_scale.faces.windows import Windows
@@ -163,6 +165,22 @@ def test_what_a_kill_left_half_written_goes_with_the_next_checkpoint(faces: Face
     (tmp_path / ".step-000000001.safetensors.partial-0a1b2c").touch()
     _, state = saved_twice(faces, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"state.json", state["best_file"], *state["files"]}
+
+
+def test_an_old_checkpoint_that_cannot_be_deleted_ends_no_fit(
+    faces: Faces, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(paths: Iterable[str]) -> None:
+        if list(paths):
+            raise InputError("a deletion", "the right to delete", "ask for it")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(storage, "delete_files", refused)
+        _, state = saved_twice(faces, tmp_path)
+    assert state["step"] == 4
+    assert len(list(tmp_path.glob("best-*"))) == 2
+    saved_twice(faces, tmp_path)
+    assert len(list(tmp_path.glob("best-*"))) == 1
 
 
 def test_a_full_disk_is_said_and_leaves_the_checkpoint_before(faces: Faces, tmp_path: Path) -> None:
@@ -316,8 +334,8 @@ def test_a_stream_takes_each_face_once_an_epoch_and_the_same_ones_for_any_number
         assert len(set(ids)) == len(ids) > len(whole) - 16
         epochs.append(ids)
     assert epochs[0] != epochs[1]
-    halves = [windows.read(1, 0, rank, 2) for rank in range(2)]
-    mine = windows.read(1, 0)
+    halves = [windows.read(windows.per_epoch, rank, 2) for rank in range(2)]
+    mine = windows.read(windows.per_epoch)
     assert [half.ids[0] for half in halves] == mine.ids[:2]
     np.testing.assert_array_equal(halves[1].images, mine.images[1::2])
     resumed = StreamedBatches(windows, len(store.classes), CPU)
@@ -325,12 +343,32 @@ def test_a_stream_takes_each_face_once_an_epoch_and_the_same_ones_for_any_number
         torch.testing.assert_close(resumed.batch(step), batches.batch(step))
 
 
+def test_what_is_large_as_it_is_stored_comes_in_smaller_windows(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for folder, side in (("small", 48), ("large", 150)):
+        for number in range(40):
+            path = tmp_path / folder / f"train/{'happy' if number % 2 else 'sad'}/{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encode_png(random.integers(0, 256, (side, side), dtype=np.uint8)))
+        fer_scale.ingest(tmp_path / folder, tmp_path / f"{folder}-store", classes=["happy", "sad"], quiet=True)
+    small, large = (
+        Windows(
+            Store.open(str(tmp_path / f"{folder}-store")), "train", SMALL, batch_size=4, seed=0, window_bytes=100_000
+        )
+        for folder in ("small", "large")
+    )
+    assert large.steps_per_epoch == small.steps_per_epoch
+    assert large.per_epoch > 4 * small.per_epoch
+    assert sum(len(large.read(window)) for window in range(large.per_epoch)) == 4 * large.steps_per_epoch
+
+
 class Killed(Exception):
     """In place of a kill."""
 
 
+@pytest.mark.parametrize("streamed", [False, True])
 def test_checkpoints_within_an_epoch_and_a_kill_between_them_change_no_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streamed: bool
 ) -> None:
     draw(tmp_path / "faces", 80, seed=0)
     fer_scale.ingest(tmp_path / "faces", tmp_path / "store", quiet=True)
@@ -342,11 +380,12 @@ def test_checkpoints_within_an_epoch_and_a_kill_between_them_change_no_step(
         "test_time_flip": True,
     }
     how: dict[str, Any] = {"epochs": 2, "seconds": None, "began": 0.0, "seed": 0, "threads": 1, "gpu": False}
-    where: dict[str, Any] = {"store": str(tmp_path / "store"), "init_from": None, "streamed": False}
+    where: dict[str, Any] = {"store": str(tmp_path / "store"), "init_from": None, "streamed": streamed}
     plan = Plan(configuration=configuration, checkpoints=str(tmp_path / "whole"), **where, **how)
     epochs.run(plan, lambda row: None)
     whole = Checkpoints(plan.checkpoints).state() or {}
     assert [row["epoch"] for row in whole["curve"]] == [1, 2]
+    assert whole["start"] == epochs.LONGEST_START  # for decades it has waited for others, not begun
 
     monkeypatch.setattr(epochs, "CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setattr(epochs, "SCORING_SHARE", 1e9)

@@ -79,3 +79,13 @@ def test_workers_that_find_different_checkpoints_take_no_step(plan: Plan, tmp_pa
     ended = together([plan, elsewhere], tmp_path / "meeting")
     with pytest.raises(FerScaleError, match="a worker finds the checkpoint of step 0, the first one that of"):
         ended[1].result()
+
+
+def test_two_workers_that_diverge_end_at_the_same_step(plan: Plan, tmp_path: Path) -> None:
+    # each step's decay takes ten times the weights from themselves
+    recipe = {"optimizer": "sgd", "lr": 10.0, "weight_decay": 1.0, "warmup": 0.0, "batch_size": 16}
+    where = str(tmp_path / "wild")
+    wild = replace(plan, configuration={**CONFIGURATION, "recipe": recipe}, checkpoints=where, epochs=30)
+    said = [str(done.result()).split(" (")[0] for done in together([wild, wild], tmp_path / "meeting")]
+    assert said[0].startswith("the loss or its gradient is not finite at step")
+    assert said[0] == said[1]

@@ -1,0 +1,174 @@
+"""The fit of `train` on Ray Train: its workers, what becomes of those that die, and what is shown meanwhile."""
+
+import contextlib
+import platform
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.exceptions import RayActorError
+from ray.train.torch import TorchTrainer
+
+from fer_scale import storage
+from fer_scale.console import progress
+from fer_scale.errors import FerScaleError, InputError
+from fer_scale.learning.checkpoints import Checkpoints
+from fer_scale.learning.epochs import CHECKPOINT_SECONDS, run
+from fer_scale.learning.finish import Answers, answer
+from fer_scale.learning.plan import Plan
+from fer_scale.lease import Lease, LeaseLostError
+from fer_scale.verbs.train_stream import READER_CPUS, opened, readers
+
+MAX_FAILURES = 3
+"""Workers that may die, for each where their number is elastic: there machines are meant to go."""
+RESIZE_SECONDS = 3 * CHECKPOINT_SECONDS
+"""Between two looks whether there is room for more workers: they cost what came after the last checkpoint."""
+
+
+def fit(plan: Plan, lease: Lease, low: int, high: int) -> None:
+    """Run the fit on Ray Train; a worker or node that dies is replaced and the fit goes on from its checkpoint.
+
+    Raises:
+        FerScaleError: the fit failed; its own line says why.
+    """
+    with tempfile.TemporaryDirectory(prefix="fer_scale-train-") as scratch:
+        trainer = _trainer(plan, low, high, scratch)
+
+        def end_if_lost() -> None:
+            try:
+                lease.check()
+            except LeaseLostError:
+                trainer.end()
+
+        try:
+            with _shown(plan, end_if_lost):
+                failed: FerScaleError | None = trainer.fit().return_value  # type: ignore[attr-defined]
+        except ray.train.TrainingFailedError as error:
+            roots = [getattr(one, "cause", one) for one in getattr(error, "worker_failures", {}).values()]
+            # where one worker fails, others may fail because it is gone
+            if root := next((one for one in roots if isinstance(one, FerScaleError)), None):
+                raise root from None
+            raise (roots[0] if roots else error) from error
+        except RayActorError:
+            lease.check()  # was it ended because another run has taken over?
+            raise
+        except BaseException:
+            trainer.end()  # on a cluster that is not ours it would fit on
+            raise
+    if failed is not None:
+        raise failed
+
+
+def answers(plan: Plan, here: bool) -> list[Answers]:
+    """What the fitted network says of val and calib; told by a machine like a worker's, unless ``here`` is one.
+
+    The command may run on a small head, or on one without a GPU.
+    """
+    if here and not plan.gpu:
+        return answer(plan)
+    task = ray.remote(num_cpus=plan.threads, num_gpus=int(plan.gpu))(answer)
+    found: list[Answers] = ray.get(task.remote(plan))
+    return found
+
+
+def _worker(told: dict[str, Any]) -> FerScaleError | None:
+    """What each worker of Ray Train runs; gives the error that ends all of them alike and that no restart mends."""
+    plan = Plan(**told)
+    try:
+        if not storage.exists(plan.path):
+            expected = "a folder that all machines share, or s3://"
+            raise InputError(f"{plan.checkpoints} is not there on {platform.node()}", expected, "give another --out")
+        return run(plan, lambda row: ray.train.report({"epoch": row["epoch"]}), opened(plan.threads))
+    except torch.OutOfMemoryError as error:
+        expected = "a batch that fits into the GPUs' memory"
+        failed: FerScaleError = InputError(str(error), expected, "lower batch_size, or ask for more workers")
+    except FerScaleError as error:
+        failed = error
+    # it may be the only one of several that failed, and the others wait for it: Ray begins anew with all
+    if ray.train.get_context().get_world_size() > 1 or (isinstance(failed, InputError) and storage.is_outage(failed)):
+        raise failed
+    return failed
+
+
+class _Trainer(TorchTrainer):
+    """Ray Train, but Ctrl-C reaches the command line: Ray's own handler would end the process with code 0."""
+
+    _controller: Any = None
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        self._controller = controller
+
+    def end(self) -> None:
+        """Whether or not the fit is done."""
+        if self._controller is not None:
+            ray.kill(self._controller)
+
+
+def _trainer(plan: Plan, low: int, high: int, scratch: str) -> _Trainer:
+    """Of a fit on ``low`` to ``high`` workers; Ray Train's own files go into ``scratch``."""
+    return _Trainer(
+        _worker,  # type: ignore[arg-type]  # annotated without the value that it may return
+        train_loop_config=asdict(plan),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=low if low == high else (low, high),  # type: ignore[arg-type]  # the types are of the deprecated one
+            use_gpu=plan.gpu,
+            resources_per_worker={"CPU": _cpus(plan), "GPU": int(plan.gpu)},
+            elastic_resize_monitor_interval_s=RESIZE_SECONDS,  # type: ignore[call-arg]
+        ),
+        run_config=ray.train.RunConfig(  # the types describe the deprecated one
+            storage_path=scratch,
+            name="fit",
+            failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES if low == high else MAX_FAILURES * high),
+            logging_config=ray.train.LoggingConfig(log_level="ERROR"),  # type: ignore[call-arg]
+        ),
+    )
+
+
+def _cpus(plan: Plan) -> float:
+    """Reserved by a worker, which leaves what the tasks that read for it need: without a share they wait for ever."""
+    return plan.threads - (READER_CPUS * readers(plan.threads) if plan.streamed else 0)
+
+
+@contextlib.contextmanager
+def _shown(plan: Plan, look: Callable[[], None]) -> Iterator[None]:
+    """Show each epoch as its checkpoint appears: the curve in it is all that a fit has to say.
+
+    Args:
+        plan: the fit.
+        look: called in between.
+    """
+    checkpoints, done = Checkpoints(plan.checkpoints), threading.Event()
+    pause = 5.0 if storage.is_s3(plan.checkpoints) else 1.0
+
+    def curve() -> list[dict[str, Any]]:
+        with contextlib.suppress(FerScaleError):  # of an outage that lasts the fit itself tells
+            if state := checkpoints.state():
+                return list(state["curve"])
+        return []
+
+    def watch() -> None:
+        shown = len(curve())
+        with progress("fitting", 100) as meter:
+            while not done.wait(pause):
+                with contextlib.suppress(FerScaleError):
+                    look()
+                rows = curve()
+                for row in rows[shown:]:
+                    rate = f"{row['images_per_second']:.0f} images/s"
+                    scores = f"loss {row['train_loss']:.4f}, val {row['val_accuracy']:.4f}"
+                    note = f"epoch {row['epoch']:.1f}: {scores}, {rate}"
+                    meter.advance(round(100 * row["progress"]) - meter.done, note)
+                shown = max(shown, len(rows))
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
