@@ -2,6 +2,6 @@
 
 import os
 
-# PyTorch reads it at its first allocation: tensors of 2 MiB and more lie in huge pages where the kernel has them, so that
-# a step on a CPU faults in 512 times fewer (docs/results.md).
+# PyTorch reads it at its first allocation: tensors of 2 MiB and more lie in huge pages where the kernel has them, and a
+# step on a CPU does not wait for its pages one by one (docs/results.md).
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

@@ -1,0 +1,53 @@
+"""Depthwise convolutions that can be fitted on a CPU where the feature map is smaller than the kernel."""
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class DepthwiseConv2d(nn.Conv2d):
+    """A depthwise convolution whose weight gradient on a small map is a sum over the kernel's taps.
+
+    Below the kernel's side PyTorch's own (oneDNN's) takes a path that is twenty times as slow, 36 ms against 2 for
+    1,152 channels of 3x3 pixels and a batch of 32: a third of a step of an EfficientNet on pictures of faces.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] to [N, C, H, W], as `torch.nn.Conv2d`."""
+        if self.training and x.device.type == "cpu" and max(x.shape[2:]) < self.kernel_size[0]:
+            return cast(Tensor, _ByTaps.apply(x, self.weight))
+        return super().forward(x)
+
+
+def by_taps(model: nn.Module) -> None:
+    """Make the depthwise convolutions of a model that keep the map's size `DepthwiseConv2d`."""
+    for layer in model.modules():
+        if type(layer) is nn.Conv2d and layer.groups == layer.in_channels == layer.out_channels > 1:
+            side = layer.kernel_size[0]
+            kept = layer.kernel_size == (side, side) and layer.padding == (side // 2, side // 2)
+            if kept and side % 2 and layer.stride == layer.dilation == (1, 1) and layer.bias is None:
+                layer.__class__ = DepthwiseConv2d  # its parameters, hooks and names stay what they are
+
+
+class _ByTaps(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.conv2d(x, weight, padding=weight.shape[-1] // 2, groups=len(weight))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        (x, weight), (gradient,) = ctx.saved_tensors, gradients
+        side, (height, width) = weight.shape[-1], x.shape[2:]
+        pad = side // 2
+        # channels last, as the maps lie in memory: each tap is a product of two views, summed over pictures and pixels
+        seen, given = F.pad(x.permute(0, 2, 3, 1), (0, 0, pad, pad, pad, pad)), gradient.permute(0, 2, 3, 1)
+        taps = [
+            (seen[:, row : row + height, column : column + width] * given).flatten(0, 2).sum(0)
+            for row in range(side)
+            for column in range(side)
+        ]
+        for_x = F.conv2d(gradient, weight.flip(2, 3), padding=pad, groups=len(weight))
+        return for_x, torch.empty_like(weight).copy_(torch.stack(taps, 1).view_as(weight))  # in the parameter's layout

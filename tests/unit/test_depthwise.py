@@ -1,0 +1,43 @@
+"""The depthwise convolution that is quick on small maps is PyTorch's in all it gives."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from fer_scale.faces.images import Preprocessing
+from fer_scale.families import efficientnet
+from fer_scale.families.depthwise import DepthwiseConv2d, by_taps
+
+
+@pytest.mark.parametrize(
+    ("kernel", "height", "width"), [(5, 3, 3), (5, 1, 1), (5, 4, 3), (5, 5, 2), (3, 2, 1), (3, 2, 2)]
+)
+def test_answers_and_gradients_are_those_of_torch(kernel: int, height: int, width: int) -> None:
+    torch.manual_seed(0)
+    plain = nn.Conv2d(6, 6, kernel, padding=kernel // 2, groups=6, bias=False).double()
+    plain = plain.to(memory_format=torch.channels_last)
+    small = copy.deepcopy(plain)
+    by_taps(small)
+    assert type(small) is DepthwiseConv2d
+    pictures = torch.randn(3, 6, height, width).double().contiguous(memory_format=torch.channels_last)
+    weighting = torch.randn_like(pictures)
+    found = []
+    for layer in (plain, small):
+        seen = pictures.clone().requires_grad_()
+        given = layer(seen)
+        (given * weighting).sum().backward()
+        found.append((given.detach(), seen.grad, layer.weight.grad))
+    torch.testing.assert_close(found[1], found[0])
+    assert small.weight.grad is not None
+    assert small.weight.grad.stride() == small.weight.stride(), "else DDP copies it, and says so"
+
+
+def test_an_efficientnet_has_them_where_its_maps_keep_their_size() -> None:
+    network = efficientnet.build(efficientnet.Config(weights="none"), Preprocessing(size=48, channels=1), 4)
+    kinds = [type(layer) for layer in network.modules() if isinstance(layer, nn.Conv2d) and layer.groups > 1]
+    assert (kinds.count(DepthwiseConv2d), len(kinds)) == (12, 16), "four of them halve the map"
+    small = torch.randint(0, 256, (2, 1, 48, 48), dtype=torch.uint8)
+    network.train()(small).sum().backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
