@@ -1,6 +1,9 @@
 """fit(): the same batches for any number of workers, the same weights after a resume, and what stops it."""
 
+import os
 import resource
+import subprocess
+import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -411,3 +414,23 @@ def test_checkpoints_within_an_epoch_and_a_kill_between_them_change_no_step(
     assert one.keys() == other.keys()
     for name, value in one.items():
         torch.testing.assert_close(other[name], value)
+
+
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@pytest.mark.skipif(
+    not HUGE_PAGES.exists() or "[madvise]" not in HUGE_PAGES.read_text(),
+    reason="the kernel gives no huge pages on demand",
+)
+def test_tensors_lie_in_huge_pages() -> None:
+    """Nothing that a worker imports may allocate a tensor before PyTorch has been told."""
+    code = """
+import fer_scale.verbs.train_fit, torch
+tensor = torch.ones(16 << 20)
+(line,) = [line for line in open("/proc/self/smaps_rollup") if line.startswith("AnonHugePages")]
+print(line.split()[1])
+"""
+    fresh = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
+    found = subprocess.run([sys.executable, "-c", code], env=fresh, capture_output=True, text=True, check=True)
+    assert int(found.stdout) * 1024 > 32 << 20, "of 64 MiB"
