@@ -37,12 +37,11 @@ def test_a_cluster_that_is_gone_is_said_at_once(monkeypatch: pytest.MonkeyPatch)
 
 def test_gpus_that_an_autoscaler_brings_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     without = cluster(Machine(8))
-    assert not without.offers_gpus
-    assert HEAD_AND_GPU.offers_gpus
+    assert [one.offers_gpus for one in (without, HEAD_AND_GPU)] == [False, True]
     monkeypatch.setattr(cluster_module, "AUTOSCALER_GPUS", True)
-    assert not without.offers_gpus
+    assert [one.offers_gpus for one in (without, HEAD_AND_GPU)] == [False, True], "none that could bring them"
     monkeypatch.setattr(Cluster, "grows", True)
-    assert without.offers_gpus
+    assert [one.offers_gpus for one in (without, HEAD_AND_GPU)] == [True, True]
     assert engine_of(without, "auto") == "torch"
 
 
