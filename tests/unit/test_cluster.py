@@ -49,6 +49,12 @@ def test_actors_with_gpus_are_as_many_as_machines_can_hold() -> None:
     assert crew(HEAD_AND_GPU, "torch") == (1, True)
     assert crew(HEAD_AND_GPU, "onnx") == (72, False)
     assert crew(cluster(Machine(64), Machine(2, 4)), "torch") == (2, True)
+    few = cluster(Machine(4, 8))
+    assert (crew(few, "onnx"), crew(few, "torch")) == ((4, False), (4, True)), "each has its share of a CPU too"
+    with pytest.raises(InputError, match="8 CPUs were asked for"):
+        crew(few, "torch", 8)
+    with pytest.raises(InputError, match="16 GPUs were asked for"):
+        crew(cluster(Machine(64, 8)), "torch", 16)
     with pytest.raises(InputError, match="the 0 that the largest machine with GPUs has"):
         crew(cluster(Machine(64), Machine(0, 4)), "torch")
 
