@@ -143,7 +143,7 @@ def nodes(count: int, folder: Path) -> dict[str, Any]:
     actors = count * ACTORS
     source = pictures(folder, actors * UNITS)
     backlog, out = Backlog({}, set()), str(folder / "out")
-    with cluster(count, ACTORS, 0), connected(cpus=actors):
+    with cluster(count, ACTORS, 0), connected(processes=actors):
         began, came = time.monotonic(), []
         for message in messages(job(source, out, actors), lambda: _listing(source, backlog, ROWS), SleepingLabeller):
             if "entry" in message:
@@ -173,7 +173,7 @@ def blocks(count: int, folder: Path) -> dict[str, Any]:
         for _ in range(count):
             yield row(unit=unit.to_bytes())
 
-    with cluster(1, ACTORS, 0), connected(cpus=ACTORS):
+    with cluster(1, ACTORS, 0), connected(processes=ACTORS):
         began = time.monotonic()
         came, busy = [], []
         for _ in messages(job(source, str(folder / "out"), ACTORS), rows, IdleLabeller):

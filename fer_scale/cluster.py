@@ -1,7 +1,6 @@
 """Joining or starting Ray: the only `ray.init` of the package."""
 
 import logging
-import math
 import os
 import secrets
 import signal
@@ -14,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 # Ray reads these when it is imported and when it starts its processes.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -36,6 +35,7 @@ from ray.exceptions import AuthenticationError, RaySystemError
 
 from fer_scale.console import say, warn
 from fer_scale.errors import InputError
+from fer_scale.machines import TOLERANCE, Machine, Machines
 
 AUTHENTICATION = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
@@ -47,33 +47,12 @@ AUTOSCALER_SECONDS = float(os.environ.get("FER_SCALE_AUTOSCALER_SECONDS", "0"))
 AUTOSCALER_GPUS = os.environ.get("FER_SCALE_AUTOSCALER_GPUS", "0") != "0"
 """Whether it brings machines with GPUs, which Ray does not tell either."""
 
-TOLERANCE = 1e-6
-"""Shares of CPUs are floats: three times a third is a CPU."""
-
-
-class Machine(NamedTuple):
-    """What one machine offers."""
-
-    cpus: float
-    gpus: float = 0.0
-
-    def room(self, cpus: float, gpus: float = 0) -> int:
-        """How many processes of so many CPUs and GPUs each it has room for; one of them is more than 0.
-
-        A share of a GPU lies on one: eight have room for sixteen times 0.4, and not for twenty.
-        """
-        rooms = [int((self.cpus + TOLERANCE) / cpus)] if cpus else []
-        if gpus:
-            whole = int((self.gpus + TOLERANCE) / max(gpus, 1))
-            rooms.append(whole * (int(1 / gpus + TOLERANCE) or 1))
-        return min(rooms)
-
 
 @dataclass(frozen=True)
 class Cluster:
     """What was joined or started."""
 
-    machines: tuple[Machine, ...]
+    machines: Machines
     """Those that are alive."""
     ours: bool
     """Whether this process started it, so that it ends with this process."""
@@ -81,47 +60,22 @@ class Cluster:
     """Bytes of the machine that has least, of those that work."""
 
     @property
-    def cpus(self) -> float:
-        """CPUs of the whole cluster."""
-        return sum(one.cpus for one in self.machines)
-
-    @property
-    def gpus(self) -> float:
-        """GPUs of the whole cluster."""
-        return sum(one.gpus for one in self.machines)
+    def grows(self) -> bool:
+        """Whether an autoscaler may bring what is missing."""
+        return AUTOSCALER_SECONDS > 0 and ray.is_initialized() and not self.ours
 
     @property
     def offers_gpus(self) -> bool:
         """Whether there are GPUs, or an autoscaler brings them when they are asked for."""
-        return self.gpus >= 1 or (self.grows and AUTOSCALER_GPUS)
+        return self.machines.gpus >= 1 or (self.grows and AUTOSCALER_GPUS)
 
-    def room(self, cpus: float, gpus: float = 0) -> int:
-        """How many processes of so many CPUs and GPUs each it has room for, none of them across machines."""
-        return sum(one.room(cpus, gpus) for one in self.machines)
-
-    def together(self, workers: int, threads: int, gpus: float = 0) -> int:
-        """How many of so many workers may come to lie on one machine."""
-        return max(1, min(workers, max((one.room(threads, gpus) for one in self.machines), default=1)))
-
-    def threads(self, workers: int, gpus: float = 0) -> int:
-        """The most CPUs that each of so many workers can have beside its GPUs, as many at once as there is room for."""
-        workers = max(1, min(workers, self.room(1, gpus)))
-        for threads in range(int(max((one.cpus for one in self.machines), default=1.0)), 1, -1):
-            if self.room(threads, gpus) >= workers:
-                return threads
-        return 1
-
-    def require(
-        self, cpus: float = 0, gpus: float = 0, one: float = 0, one_gpus: float = 0, processes: int = 1
-    ) -> "Cluster":
+    def require(self, cpus: float, gpus: float = 0, processes: int = 1) -> "Cluster":
         """Refuse to ask for more than there is, or than an autoscaler brings: Ray would wait for it for ever.
 
         Args:
-            cpus: CPUs in all.
-            gpus: GPUs in all.
-            one: CPUs of the largest process, which has to find them on one machine.
-            one_gpus: GPUs of the largest process, on the same machine.
-            processes: how many processes as large as that run at once.
+            cpus: CPUs of a process, which has to find them on one machine.
+            gpus: its GPUs, on the same machine.
+            processes: how many of them run at once.
 
         Returns:
             The cluster as it is then.
@@ -129,56 +83,24 @@ class Cluster:
         Raises:
             InputError: fewer CPUs or GPUs are there than are asked for.
         """
-        if (said := self.lacks(cpus, gpus, one, one_gpus, processes)) is None:
+        if (said := self.machines.lacks(cpus, gpus, processes)) is None:
             return self
         if self.grows:
-            return self._grown(cpus, gpus, one, one_gpus, processes)
+            return self._grown(cpus, gpus, processes)
         raise InputError(*said)
 
-    @property
-    def grows(self) -> bool:
-        """Whether an autoscaler may bring what is missing."""
-        return AUTOSCALER_SECONDS > 0 and ray.is_initialized() and not self.ours
-
-    def lacks(
-        self, cpus: float, gpus: float, one: float = 0, one_gpus: float = 0, processes: int = 1
-    ) -> tuple[str, str, str] | None:
-        """What is asked for and not there; what was received, expected, and what to do."""
-        room = self.room(one, one_gpus) if one or one_gpus else processes
-        most_gpus = max((machine.gpus for machine in self.machines), default=0.0)
-        beside = [machine.cpus for machine in self.machines if machine.gpus + TOLERANCE >= one_gpus]
-        largest = f"largest machine{' with GPUs' if one_gpus else ''}"
-        each = f"processes were asked for, of {one:g} CPUs{f' and {one_gpus:g} GPUs' if one_gpus else ''} each"
-        more = "ask for fewer workers or CPUs, or add nodes"
-        gpu_nodes = "ask for fewer GPUs or workers (each has its own), or add nodes that have them"
-        larger = "ask for fewer, or add larger machines"
-        for asked, there, what, owner, way in (
-            (max(cpus, one * processes), self.cpus, "CPUs were asked for", "cluster has", more),
-            (max(gpus, one_gpus * processes), self.gpus, "GPUs were asked for", "cluster has", gpu_nodes),
-            (one_gpus, most_gpus, "GPUs were asked for in one process", "largest machine has", larger),
-            (one, max(beside, default=0.0), "CPUs were asked for in one process", f"{largest} has", larger),
-            (processes, room, each, "machines have room for", "ask for fewer, or add machines"),
-        ):
-            if asked > there + TOLERANCE:
-                return f"{asked:g} {what}", f"at most the {there:g} that the {owner}", way
-        return None
-
-    def _grown(self, cpus: float, gpus: float, one: float, one_gpus: float, processes: int) -> "Cluster":
+    def _grown(self, cpus: float, gpus: float, processes: int) -> "Cluster":
         """Ask the autoscaler for what is missing, and wait for it.
 
         Raises:
             InputError: it did not come within `AUTOSCALER_SECONDS`.
         """
-        shapes = [{"CPU": one, "GPU": one_gpus}] * processes
-        shapes += [{"CPU": 1.0}] * math.ceil(cpus - one * processes)
-        shapes += [{"GPU": 1.0}] * math.ceil(gpus - one_gpus * processes)
-        wanted = [{kind: share for kind, share in shape.items() if share} for shape in shapes]
-        brought = f"{max(cpus, one * processes):g} CPUs and {max(gpus, one_gpus * processes):g} GPUs"
-        say(f"waiting for the autoscaler to bring {brought}")
+        wanted = {kind: share for kind, share in (("CPU", cpus), ("GPU", gpus)) if share}
+        say(f"waiting for the autoscaler to bring {cpus * processes:g} CPUs and {gpus * processes:g} GPUs")
         until, found = time.monotonic() + AUTOSCALER_SECONDS, self
-        request_resources(bundles=[shape for shape in wanted if shape])
+        request_resources(bundles=[wanted] * processes)
         try:
-            while said := found.lacks(cpus, gpus, one, one_gpus, processes):
+            while said := found.machines.lacks(cpus, gpus, processes):
                 if time.monotonic() > until:
                     told = f"{said[0]} and did not come within {AUTOSCALER_SECONDS / 60:g} minutes"
                     raise InputError(told, said[1], "ray status says why; give the same command again, or ask for less")
@@ -191,13 +113,13 @@ class Cluster:
     def busy(self, cpus: float, gpus: float) -> str:
         """What would have to be waited for, because others use it now; empty where that is nothing."""
         free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
-        for asked, there, kind in ((cpus, self.cpus, "CPU"), (gpus, self.gpus, "GPU")):
+        for asked, there, kind in ((cpus, self.machines.cpus, "CPU"), (gpus, self.machines.gpus, "GPU")):
             if asked > free.get(kind, 0.0) + TOLERANCE:
                 return f"{asked:g} {kind}s are asked for, {free.get(kind, 0.0):g} of the cluster's {there:g} are free"
         return ""
 
 
-def connect(cpus: float = 1, gpus: float = 0) -> Cluster:
+def connect(cpus: float = 1, gpus: float = 0, processes: int = 1) -> Cluster:
     """Join the running cluster, or start one on this machine, and see that it has what is asked for.
 
     A running one is that of the job this process is, of RAY_ADDRESS, or the one `ray start` left on this
@@ -206,8 +128,9 @@ def connect(cpus: float = 1, gpus: float = 0) -> Cluster:
     token must be those of the cluster. Where other jobs use what is asked for, that is said: Ray waits for them.
 
     Args:
-        cpus: CPUs that will be in use at the same time.
-        gpus: GPUs that will be in use at the same time.
+        cpus: CPUs of a process, which has to find them on one machine.
+        gpus: its GPUs, on the same machine.
+        processes: how many of them will run at the same time.
 
     Raises:
         InputError: the cluster has fewer CPUs or GPUs, runs another Python or Ray, cannot be reached, or refuses the
@@ -216,32 +139,33 @@ def connect(cpus: float = 1, gpus: float = 0) -> Cluster:
     new = not ray.is_initialized()
     ours = _start() if new else False
     try:
-        found = _found(ours).require(cpus, gpus)
+        found = _found(ours).require(cpus, gpus, processes)
     except InputError:
         if ours:
             ray.shutdown()
         raise
-    if not ours and new and (busy := found.busy(cpus, gpus)):
+    if not ours and new and (busy := found.busy(cpus * processes, gpus * processes)):
         warn(f"{busy}; this waits for the other jobs to end (ray job list names them)")
     if not ours:
-        say(f"cluster: {len(found.machines)} machines, {found.cpus:g} CPUs, {found.gpus:g} GPUs")
+        there = found.machines
+        say(f"cluster: {len(there)} machines, {there.cpus:g} CPUs, {there.gpus:g} GPUs")
     return found
 
 
 def _found(ours: bool) -> Cluster:
     """What the cluster has now."""
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    machines = tuple(Machine(there.get("CPU", 0.0), there.get("GPU", 0.0)) for there in alive)
+    machines = Machines(Machine(there.get("CPU", 0.0), there.get("GPU", 0.0)) for there in alive)
     # a head that offers no CPUs does no work
     memory = min((there.get("memory", 0.0) for there in alive if there.get("CPU")), default=0.0)
     return Cluster(machines, ours, memory)
 
 
 @contextmanager
-def connected(cpus: float = 1, gpus: float = 0) -> Iterator[Cluster]:
+def connected(cpus: float = 1, gpus: float = 0, processes: int = 1) -> Iterator[Cluster]:
     """`connect` for the length of a block; what the block started ends with it."""
     already = ray.is_initialized()
-    cluster = connect(cpus, gpus)
+    cluster = connect(cpus, gpus, processes)
     try:
         yield cluster
     finally:

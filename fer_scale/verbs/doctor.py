@@ -56,7 +56,7 @@ def doctor(
     path = None if storage is None else files.normal(storage)
     cluster: Cluster | None = None
     try:
-        with connected(cpus=0) as cluster:
+        with connected(processes=0) as cluster:
             findings = _examine(cluster, path, cpus, gpus)
     except InputError as error:
         if cluster is not None:
@@ -69,8 +69,8 @@ def doctor(
         "problems": levels.count("problem"),
         "warnings": levels.count("warning"),
         "machines": len(cluster.machines) if cluster else 0,
-        "cpus": cluster.cpus if cluster else 0.0,
-        "gpus": cluster.gpus if cluster else 0.0,
+        "cpus": cluster.machines.cpus if cluster else 0.0,
+        "gpus": cluster.machines.gpus if cluster else 0.0,
         "seconds": round(time.monotonic() - began, 3),
         "findings": [asdict(finding) for finding in findings],
     }
@@ -78,7 +78,7 @@ def doctor(
 
 def _examine(cluster: Cluster, path: str | None, cpus: float, gpus: float) -> list[Finding]:
     machines = f"{len(cluster.machines)} machine" + "s" * (len(cluster.machines) > 1)
-    there = f"{machines}, {cluster.cpus:g} CPUs, {cluster.gpus:g} GPUs"
+    there = f"{machines}, {cluster.machines.cpus:g} CPUs, {cluster.machines.gpus:g} GPUs"
     found = [Finding("cluster", "ok", f"{'started here' if cluster.ours else 'joined'}: {there}")]
     found.append(_resources(cluster, cpus, gpus))
     probe = ""
@@ -97,7 +97,7 @@ def _examine(cluster: Cluster, path: str | None, cpus: float, gpus: float) -> li
 
 
 def _resources(cluster: Cluster, cpus: float, gpus: float) -> Finding:
-    if said := cluster.lacks(cpus, gpus):
+    if said := cluster.machines.lacks_in_all(cpus, gpus):
         received, expected, do = said
         if cluster.grows:
             return Finding("resources", "ok", f"{received}; the autoscaler may bring them, and a verb waits for that")

@@ -35,8 +35,8 @@ def crew(cluster: Cluster, engine: str, workers: int | None = None) -> tuple[int
         InputError: the cluster has too few CPUs or GPUs.
     """
     gpus = int(engine == "torch" and cluster.offers_gpus)
-    workers = workers or max(1, cluster.room(ACTOR_CPUS, gpus))
-    cluster.require(one=ACTOR_CPUS, one_gpus=gpus, processes=workers)
+    workers = workers or max(1, cluster.machines.room(ACTOR_CPUS, gpus))
+    cluster.require(ACTOR_CPUS, gpus, processes=workers)
     return workers, gpus > 0
 
 

@@ -101,10 +101,10 @@ def train(
         check_same(known, {"configuration": configuration, "seed": seed, **passes, **source(faces)})
         say(f"{out} is a finished bundle: nothing left to do")
         return _summary(made, out, time.time() - began)
-    with connected(cpus=low) as cluster:
+    with connected(processes=low) as cluster:
         gpus = int(cluster.offers_gpus)
-        cluster = cluster.require(one=1, one_gpus=gpus, processes=low)
-        threads = cluster.threads(high, gpus)
+        cluster = cluster.require(1, gpus, processes=low)
+        threads = cluster.machines.threads(high, gpus)
         plan = Plan(
             store=store,
             checkpoints=checkpoints,
@@ -117,7 +117,7 @@ def train(
             threads=threads,
             gpu=gpus > 0,
             streamed=decoded_bytes(faces, configuration.preprocessing)
-            > (limit or cluster.memory / 4 / cluster.together(high, threads, gpus)),
+            > (limit or cluster.memory / 4 / cluster.machines.together(high, threads, gpus)),
         )
         if not resume:  # what cannot be had is said before anything starts
             plan = replace(plan, weights=begin(plan, faces.classes).weights)

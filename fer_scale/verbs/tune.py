@@ -148,10 +148,9 @@ def tune(
         faces.check(split)
     storage.check_output(out, overwrite=overwrite, resume=resume, inputs=[store])
     with connected(cpus=cpus_per_trial, gpus=gpus_per_trial or 0) as cluster:
-        cluster = cluster.require(one=cpus_per_trial, one_gpus=gpus_per_trial or 0)
         gpus = gpus_per_trial if gpus_per_trial is not None else float(cluster.offers_gpus)
-        cluster = cluster.require(one=cpus_per_trial, one_gpus=gpus)
-        slots = cluster.room(cpus_per_trial, gpus)
+        cluster = cluster.require(cpus_per_trial, gpus)
+        slots = cluster.machines.room(cpus_per_trial, gpus)
         if overwrite:
             with Lease(out, "of tune"):
                 storage.delete(out)

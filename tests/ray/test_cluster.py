@@ -26,14 +26,14 @@ def session() -> Iterator[object]:
 
 def test_started_here(session: object) -> None:
     cluster = connect(cpus=1)
-    assert [machine.cpus for machine in cluster.machines] == [cluster.cpus]
-    assert cluster.cpus >= 1
+    assert [machine.cpus for machine in cluster.machines] == [cluster.machines.cpus]
+    assert cluster.machines.cpus >= 1
     assert not cluster.ours, "it was there already"
 
 
 def test_more_than_there_is_is_refused_and_the_session_stays(session: object) -> None:
     with pytest.raises(InputError, match="CPUs were asked for"):
-        connect(cpus=10_000)
+        connect(processes=10_000)
     assert ray.is_initialized()
 
 

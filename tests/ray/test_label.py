@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 from fer_scale.bundle import Bundle
-from fer_scale.cluster import Cluster, Machine, connected
+from fer_scale.cluster import connected
 from fer_scale.console import progress
 from fer_scale.errors import FerScaleError, InputError
 from fer_scale.faces.images import Preprocessing, prepare
@@ -32,7 +32,7 @@ from fer_scale.labelling.worker import Worker
 from fer_scale.predictor import Predictor
 from fer_scale.verbs import label_stream
 from fer_scale.verbs.certify import certify
-from fer_scale.verbs.label import crew, label
+from fer_scale.verbs.label import label
 from fer_scale.verbs.label_actor import Job, Labeller, Wish
 from fer_scale.verbs.label_session import _Counting
 from fer_scale.verbs.label_stream import _listing, messages
@@ -229,16 +229,6 @@ def test_mistakes_are_said_and_nothing_is_written(session: None, bundle: Path, t
     with pytest.raises(InputError, match="not empty"):
         label(bundle, root, tmp_path / "theirs")
     assert [path.name for path in (tmp_path / "theirs").iterdir()] == ["letter.txt"]
-
-
-def test_actors_with_a_gpu_need_their_share_of_a_cpu_too() -> None:
-    cluster = Cluster(machines=(Machine(4, 8),), ours=False)
-    assert crew(cluster, "onnx") == (4, False)
-    assert crew(cluster, "torch") == (4, True)
-    with pytest.raises(InputError, match=r"8 CPUs were asked for"):
-        crew(cluster, "torch", 8)
-    with pytest.raises(InputError, match="16 GPUs were asked for"):
-        crew(Cluster(machines=(Machine(64, 8),), ours=False), "torch", 16)
 
 
 COMMITS_EACH_UNIT = """

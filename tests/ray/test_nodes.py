@@ -37,7 +37,7 @@ def nodes() -> Iterator[Cluster]:
             for _ in range(3):
                 running.add_node(**NODE)
             patch.setenv("RAY_ADDRESS", running.address)
-            with connected(cpus=3) as cluster:
+            with connected(processes=3) as cluster:
                 assert sorted(machine.cpus for machine in cluster.machines) == [0, 1, 1, 1]
                 yield running
         finally:

@@ -132,7 +132,7 @@ def endpoint(
 
     path = str(bundle)
     model_id = Bundle.load(path).model_id
-    with _environment(haproxy) as use_haproxy, cluster.connected(cpus=replicas) as joined:
+    with _environment(haproxy) as use_haproxy, cluster.connected(processes=replicas) as joined:
         from ray import serve as ray_serve
 
         from fer_scale.verbs.serve.app import application
