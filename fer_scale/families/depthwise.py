@@ -11,7 +11,7 @@ class DepthwiseConv2d(nn.Conv2d):
     """A depthwise convolution whose weight gradient on a small map is a sum over the kernel's taps.
 
     Below the kernel's side PyTorch's own (oneDNN's) takes a path that is twenty times as slow, 36 ms against 2 for
-    1,152 channels of 3x3 pixels and a batch of 32: a third of a step of an EfficientNet on pictures of faces.
+    1,152 channels of 3x3 pixels and a batch of 32: up to a quarter of a step of an EfficientNet on pictures of faces.
     """
 
     def forward(self, x: Tensor) -> Tensor:
