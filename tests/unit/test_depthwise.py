@@ -34,6 +34,15 @@ def test_answers_and_gradients_are_those_of_torch(kernel: int, height: int, widt
     assert small.weight.grad.stride() == small.weight.stride(), "else DDP copies it, and says so"
 
 
+@pytest.mark.parametrize(("height", "training", "ours"), [(4, True, True), (5, True, False), (4, False, False)])
+def test_torch_keeps_larger_maps_and_what_is_exported(height: int, training: bool, ours: bool) -> None:
+    layer = nn.Conv2d(6, 6, 5, padding=2, groups=6, bias=False)
+    by_taps(layer)
+    answer = layer.train(training)(torch.zeros(2, 6, height, 4))
+    assert answer.grad_fn is not None
+    assert answer.grad_fn.name().startswith("_ByTaps") == ours, answer.grad_fn.name()
+
+
 def test_an_efficientnet_has_them_where_its_maps_keep_their_size() -> None:
     network = efficientnet.build(efficientnet.Config(weights="none"), Preprocessing(size=48, channels=1), 4)
     kinds = [type(layer) for layer in network.modules() if isinstance(layer, nn.Conv2d) and layer.groups > 1]
