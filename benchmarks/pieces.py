@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from torch.cpu import get_capabilities
 
 ROOT = Path(__file__).resolve().parents[1]
 SPLITS = ["--id-column", "name", "--split-column", "usage", "--split-map", "Training=train,PublicTest=test"]
@@ -42,7 +43,9 @@ def machine() -> dict[str, Any]:
     """When, where and with what."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
     versions = {name: version(name) for name in ("ray", "torch", "timm", "optuna", "onnxruntime")}
-    hardware = f"{platform.machine()}, {os.cpu_count()} cores"
+    has = get_capabilities()
+    best = next((unit for unit in ("amx_bf16", "avx512_bf16", "avx512_f", "avx2") if has.get(unit)), platform.machine())
+    hardware = f"{has.get('cpu_name', platform.processor())} ({best}), {os.cpu_count()} cores"
     return {"date": date.today().isoformat(), "commit": commit.strip(), "hardware": hardware, "versions": versions}
 
 

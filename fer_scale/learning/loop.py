@@ -197,15 +197,16 @@ def _finite(steps: list[tuple[Tensor, float]], learner: Learner, batches: Feed) 
 
 
 def bfloat16_pays(network: Network, device: torch.device) -> bool:
-    """Whether a step is faster under autocast to bfloat16: on GPUs (from Ampere on) and CPUs (with AMX) that have it.
+    """Whether a step is faster under autocast to bfloat16: on GPUs (from Ampere on) and CPUs that have it.
 
-    Older GPUs only emulate it. Not on a CPU where the network has grouped convolutions: torch's gradients of depthwise
-    ones are slower in bfloat16.
+    Older GPUs only emulate it, and so does AVX2. Not on a CPU where the network has grouped convolutions: torch's
+    gradients of depthwise ones are slower in bfloat16.
     """
     if device.type != "cpu":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    has = torch.cpu.get_capabilities()
     grouped = any(isinstance(layer, nn.Conv2d) and layer.groups > 1 for layer in network.modules())
-    return bool(torch.cpu.get_capabilities().get("amx_bf16", False)) and not grouped
+    return any(has.get(unit, False) for unit in ("amx_bf16", "avx512_bf16")) and not grouped
 
 
 def anneal(recipe: Recipe, progress: float) -> float:

@@ -94,20 +94,22 @@ def test_every_epoch_takes_each_face_once_in_another_order(faces: Faces) -> None
     assert list(epochs[0]) != list(epochs[1])
 
 
-@pytest.mark.parametrize("matrix_unit", [True, False])
-def test_a_cpu_with_a_matrix_unit_trains_dense_networks_in_bfloat16_and_depthwise_ones_in_float32(
-    matrix_unit: bool, faces: Faces, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("units", "pays"), [({"amx_bf16"}, True), ({"avx512_bf16"}, True), ({"avx2", "avx512_f"}, False)]
+)
+def test_a_cpu_that_has_bfloat16_trains_dense_networks_in_it_and_depthwise_ones_in_float32(
+    units: set[str], pays: bool, faces: Faces, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": matrix_unit})
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(units, True))
     learner, batches = make(RECIPE, faces)
     depthwise = build(Configuration.from_dict({"family": "efficientnet", "network": {"weights": "none"}}), 2)
-    assert bfloat16_pays(learner.network, CPU) is matrix_unit
+    assert bfloat16_pays(learner.network, CPU) is pays
     assert not bfloat16_pays(depthwise, CPU)
     convolved: list[torch.dtype] = []
     first = next(layer for layer in learner.network.modules() if isinstance(layer, torch.nn.Conv2d))
     first.register_forward_hook(lambda *called: convolved.append(called[2].dtype))
     learner.train_step(batches, 1.0)
-    assert convolved == [torch.bfloat16 if matrix_unit else torch.float32]
+    assert convolved == [torch.bfloat16 if pays else torch.float32]
     assert {parameter.dtype for parameter in learner.network.parameters()} == {torch.float32}
 
 
