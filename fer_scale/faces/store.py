@@ -123,15 +123,6 @@ class Store:
                 "ingest the source again with --overwrite",
             )
 
-    def read(self, split: str, columns: list[str] | None = None) -> pa.Table:
-        """The rows of one split, in the store's order.
-
-        Raises:
-            InputError: as `check`.
-        """
-        self.check(split)
-        return self.dataset().to_table(columns=columns, filter=pc.field("split") == split)
-
     def pictures(self, split: str, ids: list[str]) -> dict[str, bytes]:
         """The encoded pictures of some rows of a split, by id."""
         wanted = (pc.field("split") == split) & pc.field("id").isin(ids)

@@ -398,7 +398,7 @@ def test_row_groups_and_files_are_bounded(tmp_path, monkeypatch):
     assert len(files) > 1
     groups = [pq.ParquetFile(file).metadata for file in files]
     assert max(m.row_group(g).num_rows for m in groups for g in range(m.num_row_groups)) == 1000
-    assert Store.open(str(tmp_path / "store")).read("train").num_rows == sum(m.num_rows for m in groups)
+    assert Store.open(str(tmp_path / "store")).rows("train") == sum(m.num_rows for m in groups)
 
 
 def data_of(store: Path) -> dict[str, bytes]:
