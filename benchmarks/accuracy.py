@@ -18,13 +18,12 @@ from typing import Any
 
 from pieces import RENAMED, ROOT, Pieces, fer2013, fer_scale, store
 
-CONFIGURATION: dict[str, Any] = {
-    "family": "efficientnet",
-    "network": {"weights": "imagenet", "stem": 2, "dropout": 0.5},
-    "preprocessing": {"size": 96, "channels": 1},
-    "recipe": {"lr": 2e-3, "mixup": 0.2, "label_smoothing": 0.0},
-    "test_time_flip": True,
+NETWORKS = {
+    "30m": ("tf_efficientnet_lite0", 96),
+    "60m": ("tf_efficientnet_lite2", 96),
+    "120m": ("tf_efficientnet_lite2", 128),
 }
+"""By budget: where faces are seen a dozen times anyway, a larger network and a larger input are worth their compute."""
 SECOND_LR = 1e-3
 """Of a fit that begins with the backbone of another."""
 WORKERS = 2
@@ -42,24 +41,35 @@ ALL = {
 """The same labels, so that the same faces are carved into val and calib; all classes, and the votes as targets."""
 
 
-def measured(labels: str, minutes: float, way: str, work: Path) -> dict[str, Any]:
+def configuration(budget: str, lr: float = 2e-3) -> dict[str, Any]:
+    """What the ablation recommends."""
+    variant, size = NETWORKS[budget]
+    return {
+        "family": "efficientnet",
+        "network": {"variant": variant, "weights": "imagenet", "stem": 2, "dropout": 0.5},
+        "preprocessing": {"size": size, "channels": 1},
+        "recipe": {"lr": lr, "mixup": 0.2, "label_smoothing": 0.0},
+        "test_time_flip": True,
+    }
+
+
+def measured(labels: str, budget: str, way: str, work: Path) -> dict[str, Any]:
     """One fit, or two, and what the last answers on the test split."""
-    stem = f"{labels}-{minutes:g}m-{way}"
+    stem, minutes, wanted = f"{labels}-{budget}-{way}", float(budget.removesuffix("m")), configuration(budget)
     bundle, first, report = work / stem, work / f"{stem}-first", work / f"{stem}-report"
     made = prepared(work, LABELS[labels], f"store-{labels}")
     if way == "plain":
-        fitted = [fit(made, CONFIGURATION, bundle, minutes)]
+        fitted = [fit(made, wanted, bundle, minutes)]
     else:
         everything = prepared(work, ALL[labels], f"store-{labels}-all")
-        second = {**CONFIGURATION, "recipe": {**CONFIGURATION["recipe"], "lr": SECOND_LR}}
         fitted = [
-            fit(everything, CONFIGURATION, first, FIRST * minutes),
-            fit(made, second, bundle, (1 - FIRST) * minutes, "--init-from", first),
+            fit(everything, wanted, first, FIRST * minutes),
+            fit(made, configuration(budget, SECOND_LR), bundle, (1 - FIRST) * minutes, "--init-from", first),
         ]
     fer_scale("evaluate", bundle, made, "--out", report, "--overwrite")
     metrics = json.loads((report / "metrics.json").read_text())
     figures = {key: metrics[key] for key in ("accuracy", "accuracy_interval", "macro_f1", "ece", "n", "per_class")}
-    return {"configuration": CONFIGURATION, "fitted": fitted, "test": figures}
+    return {"configuration": wanted, "fitted": fitted, "test": figures}
 
 
 def prepared(work: Path, options: list[Any], name: str) -> Path:
@@ -74,12 +84,12 @@ def prepared(work: Path, options: list[Any], name: str) -> Path:
     return store(work, *options, name=name)
 
 
-def fit(made: Path, configuration: dict[str, Any], bundle: Path, minutes: float, *more: Any) -> dict[str, Any]:
+def fit(made: Path, wanted: dict[str, Any], bundle: Path, minutes: float, *more: Any) -> dict[str, Any]:
     """`fer-scale train`; what was killed goes on, what is there is not fitted again."""
     config = bundle.with_suffix(".json")
     if (bundle / "metrics.json").exists():
         return {"bundle": str(bundle), "seconds": None}
-    config.write_text(json.dumps(configuration, indent=2))
+    config.write_text(json.dumps(wanted, indent=2))
     again = ["--resume"] if bundle.exists() else []
     options = ["--config", config, "--out", bundle, "--time-budget", f"{minutes:g}m", "--workers", WORKERS]
     return fer_scale("train", made, *options, *more, *again)
@@ -88,7 +98,7 @@ def fit(made: Path, configuration: dict[str, Any], bundle: Path, minutes: float,
 def main() -> None:
     """Measure what is not in the results yet."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--budgets", nargs="*", default=["30m", "60m", "120m"])
+    parser.add_argument("--budgets", nargs="*", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--labels", nargs="*", default=list(LABELS), choices=list(LABELS))
     parser.add_argument("--ways", nargs="*", default=["plain"], choices=["plain", "votes-first"])
     parser.add_argument("--work", type=Path, default=ROOT / ".accuracy", help="Stores, bundles and reports.")
@@ -97,8 +107,7 @@ def main() -> None:
     pieces = Pieces("accuracy")
     for labels, budget, way in product(given.labels, given.budgets, given.ways):
         key = f"{labels} {budget}" if way == "plain" else f"{labels} {budget}, {way}"
-        minutes = float(budget.removesuffix("m"))
-        pieces.piece(key, partial(measured, labels, minutes, way, given.work.resolve()))
+        pieces.piece(key, partial(measured, labels, budget, way, given.work.resolve()))
 
 
 if __name__ == "__main__":
