@@ -1,9 +1,10 @@
-"""What depthwise weight gradients by taps, and huge pages, are worth to a step of EfficientNet-Lite0 on one core.
+"""What our depthwise convolutions, bfloat16 with them, and huge pages are worth to a step of EfficientNet on one core.
 
     python benchmarks/depthwise.py [--rounds 6] [--seconds 6]
 
-With and without the taps take turns in one process, with and without huge pages in two that take turns; what counts is
-the median of the rounds' images a second.
+PyTorch's convolutions in float32, ours in float32, and ours with all other layers in bfloat16 (on a CPU that has it)
+take turns in one process, with and without huge pages in two that take turns; what counts is the median of the rounds'
+images a second.
 """
 
 import argparse
@@ -21,32 +22,41 @@ from unittest.mock import patch
 import numpy as np
 from pieces import ROOT, Pieces
 
-INPUTS = {"48x48, stem 1": (48, 1), "64x64, stem 2": (64, 2), "96x96, stem 2": (96, 2)}
+INPUTS = {
+    "Lite0 48x48, stem 1": ("tf_efficientnet_lite0", 48, 1),
+    "Lite0 64x64, stem 2": ("tf_efficientnet_lite0", 64, 2),
+    "Lite0 96x96, stem 2": ("tf_efficientnet_lite0", 96, 2),
+    "Lite2 128x128, stem 2": ("tf_efficientnet_lite2", 128, 2),
+}
 BATCH = 32
 
 
-def rates(size: int, stem: int, seconds: float) -> dict[str, float]:
-    """Images a second of this process's steps, with torch's own gradients and by taps."""
+def rates(variant: str, size: int, stem: int, seconds: float) -> dict[str, float]:
+    """Images a second of this process's steps."""
     import torch
 
     from fer_scale import bundle
     from fer_scale.faces.store import Faces
     from fer_scale.families import efficientnet
+    from fer_scale.learning import loop
     from fer_scale.learning.batches import Batches
     from fer_scale.learning.configuration import Configuration
-    from fer_scale.learning.loop import Learner
 
     torch.set_num_threads(1)
-    wanted = {"network": {"weights": "none", "stem": stem}, "preprocessing": {"size": size, "channels": 1}}
+    wanted = {
+        "network": {"variant": variant, "weights": "none", "stem": stem},
+        "preprocessing": {"size": size, "channels": 1},
+    }
     configuration = Configuration.from_dict({"family": "efficientnet", **wanted})
     images = np.random.default_rng(0).integers(0, 256, (256, 1, size, size), dtype=np.uint8)
     faces = Faces(images, np.arange(256) % 4, [str(at) for at in range(256)])
-    found = {}
-    for name in ("torch", "taps"):
-        with patch.object(efficientnet, "by_taps") if name == "torch" else nullcontext():
+    found, device = {}, torch.device("cpu")
+    has_bfloat16 = loop.bfloat16_pays(device)
+    for name in ("torch", "ours", "ours bfloat16")[: 3 if has_bfloat16 else 2]:
+        with patch.object(efficientnet, "quicken_depthwise") if name == "torch" else nullcontext():
             network = bundle.build(configuration, 4)
-        device = torch.device("cpu")
-        learner = Learner(network, configuration.recipe, class_counts=[64] * 4, seed=0, device=device)
+        with patch.object(loop, "bfloat16_pays", return_value=name == "ours bfloat16"):
+            learner = loop.Learner(network, configuration.recipe, class_counts=[64] * 4, seed=0, device=device)
         batches = Batches(faces, 4, BATCH, 0, device)
         learner.train_step(batches, 1.0)
         began, steps = time.monotonic(), 0

@@ -16,7 +16,7 @@ from torch import nn
 
 from fer_scale.faces.images import Preprocessing
 from fer_scale.families.checks import one_of
-from fer_scale.families.depthwise import by_taps
+from fer_scale.families.depthwise import quicken_depthwise
 from fer_scale.families.network import Network
 from fer_scale.families.picking import Pick
 from fer_scale.families.transfer import (
@@ -61,7 +61,7 @@ def build(config: Config, preprocessing: Preprocessing, num_classes: int) -> Net
     """
     model: Any = timm.create_model(config.variant, in_chans=preprocessing.channels, num_classes=0)
     used = load(model, config)
-    by_taps(model)
+    quicken_depthwise(model)
     shrink = config.stem or (1 if preprocessing.size < SMALL_INPUT else 2)
     model.conv_stem.stride = (shrink, shrink)
     stages: list[tuple[str, nn.Module]] = [("stem", nn.Sequential(model.conv_stem, model.bn1))]

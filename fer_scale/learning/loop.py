@@ -45,7 +45,7 @@ class Learner:
         self._weights = _class_weights(class_counts, recipe.class_weighting).to(device)
         self._average = Average(self.network, recipe.ema) if recipe.ema else None
         self._always_frozen = self.network.frozen
-        self._half = bfloat16_pays(self.network, device)
+        self._half = bfloat16_pays(device)
         self._parallel = _parallel(self.network)
 
     def thaw(self, progress: float) -> None:
@@ -196,17 +196,15 @@ def _finite(steps: list[tuple[Tensor, float]], learner: Learner, batches: Feed) 
     return found.sum()
 
 
-def bfloat16_pays(network: Network, device: torch.device) -> bool:
+def bfloat16_pays(device: torch.device) -> bool:
     """Whether a step is faster under autocast to bfloat16: on GPUs (from Ampere on) and CPUs that have it.
 
-    Older GPUs only emulate it, and so does AVX2. Not on a CPU where the network has grouped convolutions: torch's
-    gradients of depthwise ones are slower in bfloat16.
+    Older GPUs only emulate it, and so does AVX2.
     """
     if device.type != "cpu":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     has = torch.cpu.get_capabilities()
-    grouped = any(isinstance(layer, nn.Conv2d) and layer.groups > 1 for layer in network.modules())
-    return any(has.get(unit, False) for unit in ("amx_bf16", "avx512_bf16")) and not grouped
+    return any(has.get(unit, False) for unit in ("amx_bf16", "avx512_bf16"))
 
 
 def anneal(recipe: Recipe, progress: float) -> float:

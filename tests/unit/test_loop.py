@@ -97,14 +97,12 @@ def test_every_epoch_takes_each_face_once_in_another_order(faces: Faces) -> None
 @pytest.mark.parametrize(
     ("units", "pays"), [({"amx_bf16"}, True), ({"avx512_bf16"}, True), ({"avx2", "avx512_f"}, False)]
 )
-def test_a_cpu_that_has_bfloat16_trains_dense_networks_in_it_and_depthwise_ones_in_float32(
+def test_a_cpu_that_has_bfloat16_trains_in_it(
     units: set[str], pays: bool, faces: Faces, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(units, True))
     learner, batches = make(RECIPE, faces)
-    depthwise = build(Configuration.from_dict({"family": "efficientnet", "network": {"weights": "none"}}), 2)
-    assert bfloat16_pays(learner.network, CPU) is pays
-    assert not bfloat16_pays(depthwise, CPU)
+    assert bfloat16_pays(CPU) is pays
     convolved: list[torch.dtype] = []
     first = next(layer for layer in learner.network.modules() if isinstance(layer, torch.nn.Conv2d))
     first.register_forward_hook(lambda *called: convolved.append(called[2].dtype))
