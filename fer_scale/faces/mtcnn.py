@@ -23,7 +23,7 @@ def require() -> None:
         raise InputError(
             "faces are to be detected, and the package mtcnn is not installed",
             "the extra `detect` on every machine",
-            "pip install 'fer_scale[detect]', or leave pictures as they are: --faces crop",
+            "pip install it, or leave pictures as they are: --faces crop",
         )
 
 
