@@ -388,7 +388,7 @@ def test_checkpoints_within_an_epoch_and_a_kill_between_them_change_no_step(
     epochs.run(plan, lambda row: None)
     whole = Checkpoints(plan.checkpoints).state() or {}
     assert [row["epoch"] for row in whole["curve"]] == [1, 2]
-    assert whole["start"] == epochs.LONGEST_START  # for decades it has waited for others, not begun
+    assert 0 < whole["start"] - epochs.LONGEST_START < 30  # for decades it has waited for others; and read the faces
 
     monkeypatch.setattr(epochs, "CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setattr(epochs, "SCORING_SHARE", 1e9)
