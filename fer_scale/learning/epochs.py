@@ -19,6 +19,7 @@ from fer_scale.learning.budget import Budget
 from fer_scale.learning.checkpoints import Checkpoints
 from fer_scale.learning.configuration import Configuration
 from fer_scale.learning.loop import DivergedError, Learner, fit
+from fer_scale.learning.memory import keep_freed
 from fer_scale.learning.plan import Plan
 from fer_scale.learning.stream import Opened, StreamedBatches, here
 from fer_scale.learning.workers import first_error, from_first, place, summed
@@ -59,6 +60,8 @@ def run(plan: Plan, report: Callable[[dict[str, Any]], None], opened: Opened = h
     if isinstance(ready, FerScaleError):
         return ready
     learner, state, batches, val = ready
+    if not plan.gpu:
+        keep_freed()
     per_epoch = batches.steps_per_epoch
     per_round = _round(per_epoch, batches.size)
     steps = None if plan.epochs is None else plan.epochs * per_epoch

@@ -434,3 +434,32 @@ print(line.split()[1])
     fresh = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
     found = subprocess.run([sys.executable, "-c", code], env=fresh, capture_output=True, text=True, check=True)
     assert int(found.stdout) * 1024 > 32 << 20, "of 64 MiB"
+
+
+def test_a_step_in_a_thread_takes_the_memory_of_the_one_before() -> None:
+    code = """
+import resource, sys, threading, torch
+from fer_scale.learning.memory import keep_freed
+
+def steps(count):
+    for _ in range(count):
+        maps = [torch.ones(12_000_000) for _ in range(8)]
+
+def taken():
+    steps(5)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    steps(5)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+if sys.argv[1] == "keep":
+    keep_freed()
+thread = threading.Thread(target=taken)
+thread.start()
+thread.join()
+"""
+    whole = {**os.environ, "OMP_NUM_THREADS": "1", "THP_MEM_ALLOC_ENABLE": "0"}
+    plain, kept = (
+        int(subprocess.check_output([sys.executable, "-c", code, how], env=whole, text=True))
+        for how in ("plain", "keep")
+    )
+    assert kept < 1000 < plain, (kept, plain)
