@@ -105,10 +105,14 @@ class Cluster:
                     told = f"{said[0]} and did not come within {AUTOSCALER_SECONDS / 60:g} minutes"
                     raise InputError(told, said[1], "ray status says why; give the same command again, or ask for less")
                 time.sleep(1.0)
-                found = _found(self.ours)
+                found = self.now()
         finally:
             request_resources(bundles=[])  # what came stays while work is on it, and goes when idle
         return found
+
+    def now(self) -> "Cluster":
+        """What it has now: machines come and go."""
+        return _found(self.ours)
 
     def busy(self, cpus: float, gpus: float) -> str:
         """What would have to be waited for, because others use it now; empty where that is nothing."""
@@ -119,7 +123,7 @@ class Cluster:
         return ""
 
 
-def connect(cpus: float = 1, gpus: float = 0, processes: int = 1) -> Cluster:
+def connect(cpus: float = 1, gpus: float | None = 0, processes: int = 1) -> Cluster:
     """Join the running cluster, or start one on this machine, and see that it has what is asked for.
 
     A running one is that of the job this process is, of RAY_ADDRESS, or the one `ray start` left on this
@@ -129,7 +133,7 @@ def connect(cpus: float = 1, gpus: float = 0, processes: int = 1) -> Cluster:
 
     Args:
         cpus: CPUs of a process, which has to find them on one machine.
-        gpus: its GPUs, on the same machine.
+        gpus: its GPUs, on the same machine; None for one where the cluster offers GPUs.
         processes: how many of them will run at the same time.
 
     Raises:
@@ -139,9 +143,12 @@ def connect(cpus: float = 1, gpus: float = 0, processes: int = 1) -> Cluster:
     new = not ray.is_initialized()
     ours = _start() if new else False
     try:
-        found = _found(ours).require(cpus, gpus, processes)
-    except InputError:
-        if ours:
+        found = _found(ours)
+        if gpus is None:
+            gpus = float(found.offers_gpus)
+        found = found.require(cpus, gpus, processes)
+    except BaseException:
+        if new:
             ray.shutdown()
         raise
     if not ours and new and (busy := found.busy(cpus * processes, gpus * processes)):
@@ -162,7 +169,7 @@ def _found(ours: bool) -> Cluster:
 
 
 @contextmanager
-def connected(cpus: float = 1, gpus: float = 0, processes: int = 1) -> Iterator[Cluster]:
+def connected(cpus: float = 1, gpus: float | None = 0, processes: int = 1) -> Iterator[Cluster]:
     """`connect` for the length of a block; what the block started ends with it."""
     already = ray.is_initialized()
     cluster = connect(cpus, gpus, processes)

@@ -56,7 +56,8 @@ class Meter:
             self._said = time.monotonic()
             of = "" if self.total is None else f"/{self.total:,}"
             rate = self.done / max(self._said - self._began, 1e-9)
-            say(f"{self.description}: {self.done:,}{of} ({rate:,.0f}/s) {note}".rstrip())
+            speed = f" ({rate:,.0f}/s)" if rate >= 1 else ""
+            say(f"{self.description}: {self.done:,}{of}{speed} {note}".rstrip())
 
     def expect(self, total: int) -> None:
         """The whole is now known to be `total` units."""

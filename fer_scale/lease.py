@@ -96,8 +96,7 @@ class Lease:
                 storage.write_bytes(self._path, self._text())
             except Exception as error:
                 # Whatever it is (a disk that errs, an S3 that asks to slow down), a thread that ended here would let
-                # another run take over a live one. The next beat may get through; if none does, the numbers of the
-                # ledger's segments guard it.
+                # another run take over a live one. The next beat may get through; if none does, check() says so.
                 warn(f"the heartbeat of this run could not be written: {error}")
 
     def _text(self) -> bytes:

@@ -16,7 +16,7 @@ import pyarrow.dataset as ds
 from fer_scale import storage
 from fer_scale.errors import InputError
 from fer_scale.faces.images import Preprocessing
-from fer_scale.faces.store import Faces, Store
+from fer_scale.faces.store import STORE_SCHEMA, Faces, Store
 
 WINDOW_BYTES = 64 * 2**20
 """Of a window's faces, as they are stored or decoded, whichever is more: both are in memory when it is read."""
@@ -115,7 +115,7 @@ class Windows:
             if begin >= last:
                 break
             fragment = ds.ParquetFileFormat().make_fragment(group.path, filesystem, row_groups=[group.index])
-            table = fragment.to_table(columns=columns, use_threads=False)
+            table = fragment.to_table(schema=STORE_SCHEMA, columns=columns, use_threads=False)
             yield table.slice(max(first - begin, 0), min(last, int(ends[place])) - max(first, begin))
 
 

@@ -32,19 +32,22 @@ class DepthwiseConv2dSame(DepthwiseConv2d, Conv2dSame):
     """The same with TensorFlow's padding, which timm takes where the map is halved."""
 
 
+OURS: dict[type[nn.Module], type[DepthwiseConv2d]] = {nn.Conv2d: DepthwiseConv2d, Conv2dSame: DepthwiseConv2dSame}
+
+
 def quicken_depthwise(model: nn.Module) -> None:
     """Make the depthwise convolutions of a model that CPUs are to train quickly `DepthwiseConv2d`."""
     for layer in model.modules():
-        if isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels == layer.out_channels > 1:
-            # its parameters, hooks and names stay what they are
-            layer.__class__ = DepthwiseConv2dSame if isinstance(layer, Conv2dSame) else DepthwiseConv2d
+        if type(layer) in OURS and layer.groups == layer.in_channels == layer.out_channels > 1:  # type: ignore[operator]
+            layer.__class__ = OURS[type(layer)]  # its parameters, hooks and names stay what they are
 
 
 def _keeps_size(layer: nn.Conv2d) -> bool:
     """Whether a layer is what the taps are written for: an odd square kernel that keeps the map's size, no bias."""
     side = layer.kernel_size[0]
     kept = layer.kernel_size == (side, side) and layer.padding == (side // 2, side // 2) and side % 2 == 1
-    return kept and layer.stride == layer.dilation == (1, 1) and layer.bias is None
+    plain = layer.padding_mode == "zeros" and layer.bias is None
+    return kept and plain and layer.stride == layer.dilation == (1, 1)
 
 
 class _ByTaps(torch.autograd.Function):

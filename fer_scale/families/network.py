@@ -69,10 +69,6 @@ class Network(nn.Module):
         """uint8 or float [N, C, S, S] in 0..255 to the backbone's output, float [N, F]."""
         return cast(Tensor, self.backbone(self._normalise(x)))
 
-    def feature_map(self, x: Tensor) -> Tensor:
-        """uint8 or float [N, C, S, S] in 0..255 to the last stage's output, float [N, F', H, W]."""
-        return cast(Tensor, self.backbone[:-1](self._normalise(x)))
-
     def _normalise(self, x: Tensor) -> Tensor:
         return (x.to(self.scale.dtype) - self.mean) * self.scale
 

@@ -1,4 +1,4 @@
-"""Learning without Ray: one fit(), its augmentation, metrics, calibration and the space that a search draws from."""
+"""Learning without Ray: one fit(), its augmentation, metrics, calibration and what a bundle promises."""
 
 import os
 

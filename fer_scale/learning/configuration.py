@@ -112,18 +112,14 @@ def replace(base: T, values: dict[str, Any], what: str) -> T:
 
 
 def _typed(value: Any, hint: Any, what: str) -> Any:
-    """JSON has lists for tuples and may write a float as an int; anything else must match."""
+    """JSON may write a float as an int; anything else must match."""
     origin = typing.get_origin(hint)
     if origin in (types.UnionType, typing.Union):
         if value is None:
             return None
         hint = next(a for a in typing.get_args(hint) if a is not type(None))
         origin = typing.get_origin(hint)
-    if origin is tuple:
-        if isinstance(value, list | tuple):
-            item = typing.get_args(hint)[0]
-            return tuple(_typed(v, item, what) for v in value)
-    elif origin is typing.Literal:
+    if origin is typing.Literal:
         if value in typing.get_args(hint):
             return value
         raise InputError(

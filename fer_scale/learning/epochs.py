@@ -1,7 +1,6 @@
 """A whole fit, epoch by epoch: train, score on val, write a checkpoint. Runs on every worker of it; no Ray in here."""
 
 import math
-import platform
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -9,22 +8,21 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.special import log_softmax
-from torch import nn
 
 from fer_scale import storage
-from fer_scale.bundle import Bundle, build
 from fer_scale.errors import FerScaleError, InputError
 from fer_scale.faces.store import Faces, Store
 from fer_scale.faces.windows import Windows
-from fer_scale.families.network import Network
 from fer_scale.learning.batches import Batches, Feed
+from fer_scale.learning.begin import begin, empty
 from fer_scale.learning.budget import Budget
 from fer_scale.learning.checkpoints import Checkpoints
 from fer_scale.learning.configuration import Configuration
 from fer_scale.learning.loop import DivergedError, Learner, fit
+from fer_scale.learning.memory import keep_freed
 from fer_scale.learning.plan import Plan
 from fer_scale.learning.stream import Opened, StreamedBatches, here
-from fer_scale.learning.workers import everywhere, from_first, place, summed
+from fer_scale.learning.workers import first_error, from_first, place, summed
 
 CHECKPOINT_FACES = 200_000
 """Most faces between two checkpoints, where an epoch has more."""
@@ -34,7 +32,7 @@ SCORING_SHARE = 0.1
 LEAST_SECONDS = 60.0
 """Of fitting by the clock that a slow start does not take away."""
 LONGEST_START = 120.0
-"""Seconds of it that count: what is longer is waiting for others to end, or another machine's clock."""
+"""Seconds of it that count, beside reading: what is longer is waiting for others, or another machine's clock."""
 
 
 def run(plan: Plan, report: Callable[[dict[str, Any]], None], opened: Opened = here) -> FerScaleError | None:
@@ -56,11 +54,14 @@ def run(plan: Plan, report: Callable[[dict[str, Any]], None], opened: Opened = h
     torch.set_num_threads(plan.threads)
     torch.manual_seed(plan.seed)
     configuration = Configuration.from_dict(plan.configuration)
-    store = Store.open(plan.store)
     device = torch.device("cuda" if plan.gpu else "cpu")
     checkpoints = Checkpoints(plan.checkpoints)
-    learner, state = _taken_up(plan, configuration, store, device, checkpoints)
-    batches, val = _data(plan, configuration, store, device, opened)
+    ready = _ready(plan, configuration, device, checkpoints, opened)
+    if isinstance(ready, FerScaleError):
+        return ready
+    learner, state, batches, val = ready
+    if not plan.gpu:
+        keep_freed()
     per_epoch = batches.steps_per_epoch
     per_round = _round(per_epoch, batches.size)
     steps = None if plan.epochs is None else plan.epochs * per_epoch
@@ -94,36 +95,53 @@ def run(plan: Plan, report: Callable[[dict[str, Any]], None], opened: Opened = h
         rivals = [one for one in state["curve"] if plan.epochs is None or one["step"] % per_epoch % per_round == 0]
         is_best = row in rivals and row["val_accuracy"] >= max(one["val_accuracy"] for one in rivals)
         state["used"] = budget.used
-        failed = _save(checkpoints, learner, state, is_best) if place()[0] == 0 else None
-        if not everywhere(torch.tensor(failed is None, device=device)):
-            return failed or FerScaleError("the first worker could not write a checkpoint")
+        if failed := first_error(_save(checkpoints, learner, state, is_best) if place()[0] == 0 else None):
+            return failed
         report(row)
     return None
 
 
-def _taken_up(
-    plan: Plan, configuration: Configuration, store: Store, device: torch.device, checkpoints: Checkpoints
-) -> tuple[Learner, dict[str, Any]]:
-    """The learner and what the last checkpoint says, or a new one of both; the same on all workers.
+def _ready(
+    plan: Plan, configuration: Configuration, device: torch.device, checkpoints: Checkpoints, opened: Opened
+) -> tuple[Learner, dict[str, Any], Feed, Callable[[], Iterable[Faces]]] | FerScaleError:
+    """The learner, what the last checkpoint says, and the data; or why a worker cannot begin, by which all end."""
+    failed: FerScaleError | None = None
+    began = time.monotonic()
+    try:
+        store = Store.open(plan.store)
+        batches, val = _data(plan, configuration, store, device, opened)
+        state = checkpoints.state()
+        network = begin(plan, store.classes) if state is None else empty(configuration, store.classes, state["frozen"])
+    except InputError as error:
+        if storage.is_outage(error):
+            raise
+        failed = error
+    if failed := first_error(failed):
+        return failed
+    reading = time.monotonic() - began
+    start = min(max(time.time() - plan.began - reading, 0.0), LONGEST_START) + reading
+    network.mirrored = False  # here, where it would double what scoring costs; finish() builds the network anew
+    counts = store.class_counts("train")
+    learner = Learner(network, configuration.recipe, class_counts=counts, seed=plan.seed, device=device)
+    return learner, _taken_up(learner, checkpoints, state, start), batches, val
+
+
+def _taken_up(learner: Learner, checkpoints: Checkpoints, state: dict[str, Any] | None, start: float) -> dict[str, Any]:
+    """Put the learner where the last checkpoint was written; gives what that says, the same on all workers.
 
     Raises:
         FerScaleError: this worker finds another checkpoint than the first one. A restart looks again.
     """
-    state = checkpoints.state()
-    network = begin(plan, store.classes) if state is None else _empty(configuration, store.classes, state["frozen"])
-    network.mirrored = False  # here, where it would double what scoring costs; finish() builds the network anew
-    counts = store.class_counts("train")
-    learner = Learner(network, configuration.recipe, class_counts=counts, seed=plan.seed, device=device)
     if state is not None:
         checkpoints.load(learner, state)
     # asked by all, whether they found a checkpoint or not: what some alone wait for would never come
-    start, first = from_first(min(max(time.time() - plan.began, 0.0), LONGEST_START), learner.step)
+    start, first = from_first(start, learner.step)
     if learner.step != first:
         raise FerScaleError(f"a worker finds the checkpoint of step {learner.step}, the first one that of {first:.0f}")
     if state is None:
         state = {"files": [], "best_file": None, "start": start, "used": 0.0, "curve": []}
-        state |= {"weights": network.weights, "frozen": network.frozen}
-    return learner, state
+        state |= {"weights": learner.network.weights, "frozen": learner.network.frozen}
+    return state
 
 
 def _data(
@@ -164,63 +182,6 @@ def _save(checkpoints: Checkpoints, learner: Learner, state: dict[str, Any], is_
             raise
         return error
     return None
-
-
-def begin(plan: Plan, classes: list[str]) -> Network:
-    """The network that a fit begins with.
-
-    Raises:
-        InputError: weights that were asked for by name cannot be had, or are not those of the plan, or ``init_from``
-            has another backbone.
-    """
-    # no download for weights that would be thrown away
-    configuration = Configuration.from_dict(plan.configuration)
-    network = build(configuration, len(classes), weights="none" if plan.init_from else None)
-    if plan.init_from:
-        take_over(network, Bundle.load(plan.init_from), classes)
-        if (unfreeze := getattr(configuration.network, "unfreeze", None)) is not None:
-            network.freeze(max(0, len(network.stages) - 1 - unfreeze))  # as with weights of ImageNet
-    if plan.weights not in (None, network.weights):
-        raise InputError(
-            f"weights {network.weights} on {platform.node()}",
-            f"{plan.weights}, as where the command runs",
-            "install fer_scale[imagenet] on every machine, or name a file on s3:// as weights",
-        )
-    return network
-
-
-def _empty(configuration: Configuration, classes: list[str], frozen: int) -> Network:
-    """A network for a checkpoint's state; which stages are frozen is no part of that."""
-    network = build(configuration, len(classes), weights="none")
-    network.freeze(frozen)
-    return network
-
-
-def take_over(network: Network, bundle: Bundle, classes: list[str]) -> None:
-    """Carry the backbone of an earlier fit over, and its head where that has the same shape and classes.
-
-    Raises:
-        InputError: the bundle has another backbone.
-    """
-    donor = bundle.network()
-    if not _alike(network.backbone, donor.backbone):
-        raise InputError(
-            f"--init-from a bundle of {bundle.config['family']} {bundle.config['configuration']['network']}",
-            "the same backbone as is fitted",
-            "fit it with that bundle's configuration (its config.json), or leave --init-from out",
-        )
-    network.backbone.load_state_dict(donor.backbone.state_dict())
-    network.mean.copy_(donor.mean)
-    network.scale.copy_(donor.scale)
-    network.weights = f"bundle {bundle.model_id}"
-    if bundle.classes == classes and _alike(network.head, donor.head):
-        network.head.load_state_dict(donor.head.state_dict())
-        network.weights += " with its head"
-
-
-def _alike(one: nn.Module, other: nn.Module) -> bool:
-    mine, theirs = one.state_dict(), other.state_dict()
-    return {name: value.shape for name, value in mine.items()} == {name: value.shape for name, value in theirs.items()}
 
 
 def _score(learner: Learner, val: Iterable[Faces]) -> dict[str, float]:

@@ -33,23 +33,26 @@ SLACK = 1.3
 """On the time that is measured: faces are also read and decoded, and the machine is not always as idle."""
 
 
-def seconds_needed(configuration: Configuration, faces: Store, gpu: bool) -> float:
+def seconds_needed(configuration: Configuration, faces: Store, gpu: bool, threads: int | None) -> float:
     """About what is left to do after a fit's last step began: measured on this machine, to be kept back of its time.
 
     Args:
         configuration: what is fitted.
         faces: on what.
         gpu: whether GPUs answer, for which that is nothing beside the rest.
+        threads: that answer; None for those of this process.
     """
     if gpu:
         return OTHER_SECONDS
     network, inputs = bundle.build(configuration, len(faces.classes), weights="none"), configuration.preprocessing
     images = np.zeros((MEASURED, inputs.channels, inputs.size, inputs.size), dtype=np.uint8)
-    took = []
+    took, before = [], torch.get_num_threads()
+    torch.set_num_threads(threads or before)
     for _ in range(3):
         began = time.monotonic()
         logits(network, images, torch.device("cpu"))
         took.append(time.monotonic() - began)
+    torch.set_num_threads(before)
     val, calib = faces.rows("val"), faces.rows("calib")
     # the last step takes about four answers a face, then the fit scores val, and finish() answers val and calib
     rows = 4 * configuration.recipe.batch_size + 2 * val + calib

@@ -101,7 +101,7 @@ class Learner:
 
         Their weights are the same; batch norm's statistics are of each worker's own rows, and become the mean of all.
         """
-        for network in (self.network, self.best):
+        for network in dict.fromkeys((self.network, self.best)):  # the same order on every worker
             equalise(network.buffers())
 
     def logits(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -184,8 +184,8 @@ def _finite(steps: list[tuple[Tensor, float]], learner: Learner, batches: Feed) 
     found = torch.stack([loss for loss, _ in steps])
     fine = torch.isfinite(found)
     if not everywhere(fine):
-        place = int((~fine).nonzero()[0])
-        at, rate = learner.step - len(steps) + place, steps[place][1]
+        bad = int((~fine).nonzero()[0])
+        at, rate = learner.step - len(steps) + bad, steps[bad][1]
         ids = batches.ids(at)
         named = ", ".join(ids[:SHOWN_IDS]) + (f" and {len(ids) - SHOWN_IDS} more" if len(ids) > SHOWN_IDS else "")
         raise DivergedError(

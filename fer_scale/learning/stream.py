@@ -35,14 +35,14 @@ class StreamedBatches:
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """This worker's part: uint8 ``[B, C, S, S]`` and targets float32 ``[B, K]``, on the device."""
-        window, place = self._windows.at(step)
+        window, within = self._windows.at(step)
         if self._at != window:
             if self._at < 0 or self._at != window - 1:
                 self._stream = self._opened(self._windows, window, self._rank, self.workers)
             self._faces.clear()  # before the next comes: never two in memory
             self._faces.append(next(self._stream))
             self._at = window
-        faces = self._faces[0].rows(slice(place * self._part, (place + 1) * self._part))
+        faces = self._faces[0].rows(slice(within * self._part, (within + 1) * self._part))
         images, targets = torch.from_numpy(faces.images), targets_of(faces, self._classes)
         return sent(images, self._device), sent(targets, self._device)
 

@@ -6,6 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fer_scale.errors import FerScaleError
+
 
 def place() -> tuple[int, int]:
     """This worker's rank, and how many there are."""
@@ -43,6 +45,15 @@ def everywhere(true: Tensor) -> bool:
         dist.all_reduce(shared, dist.ReduceOp.MIN)
         true.copy_(shared > 0)
     return bool(true.all())
+
+
+def first_error(mine: FerScaleError | None) -> FerScaleError | None:
+    """That of the first worker that has one, on every worker: all end by it, and none waits for another."""
+    if place()[1] == 1:
+        return mine
+    found: list[FerScaleError | None] = [None] * place()[1]
+    dist.all_gather_object(found, mine)
+    return next((error for error in found if error is not None), None)
 
 
 def equalise(tensors: Iterable[Tensor]) -> None:

@@ -166,6 +166,7 @@ def _joined(votes: Votes | None, rows: Rows, decision: Decision) -> dict[str, An
     if votes is None:
         return {}
     tally = votes.tally(rows.ids.filter(pa.array(decision.status == KEPT)).to_pylist())
+    say("votes " + "  ".join(f"{name} {number:,}" for name, number in tally.items()))
     if not tally["joined"]:
         warn("no row's id is in the votes file, or all votes are for other classes: rows keep their labels alone")
     return {"votes": tally}

@@ -3,6 +3,7 @@
 import os
 import time
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from fer_scale import storage
@@ -13,8 +14,9 @@ from fer_scale.durations import parse_bytes, parse_seconds
 from fer_scale.errors import InputError
 from fer_scale.faces.store import Store
 from fer_scale.faces.windows import decoded_bytes
+from fer_scale.learning.begin import begin
+from fer_scale.learning.checkpoints import Checkpoints
 from fer_scale.learning.configuration import Configuration
-from fer_scale.learning.epochs import begin
 from fer_scale.learning.finish import finish, seconds_needed
 from fer_scale.learning.plan import Plan, check_same, source
 from fer_scale.lease import Lease
@@ -101,16 +103,16 @@ def train(
         check_same(known, {"configuration": configuration, "seed": seed, **passes, **source(faces)})
         say(f"{out} is a finished bundle: nothing left to do")
         return _summary(made, out, time.time() - began)
-    with connected(processes=low) as cluster:
+    with connected(gpus=None, processes=low) as cluster:
         gpus = int(cluster.offers_gpus)
-        cluster = cluster.require(1, gpus, processes=low)
         threads = cluster.machines.threads(high, gpus)
+        needed = partial(seconds_needed, configuration, faces, gpus > 0)
         plan = Plan(
             store=store,
             checkpoints=checkpoints,
             configuration=configuration.to_dict(),
             epochs=(epochs or DEFAULT_EPOCHS) if seconds is None else None,
-            seconds=seconds and max(seconds - seconds_needed(configuration, faces, gpus > 0), seconds / 2),
+            seconds=seconds and max(seconds - needed(None if cluster.ours else threads), seconds / 2),
             began=began,
             init_from=storage.normal(init_from) if init_from else None,
             seed=seed,
@@ -119,7 +121,7 @@ def train(
             streamed=decoded_bytes(faces, configuration.preprocessing)
             > (limit or cluster.memory / 4 / cluster.machines.together(high, threads, gpus)),
         )
-        if not resume:  # what cannot be had is said before anything starts
+        if overwrite or Checkpoints(checkpoints).state() is None:  # what cannot be had is said before anything starts
             plan = replace(plan, weights=begin(plan, faces.classes).weights)
         with Lease(out, "of train") as lease:
             if overwrite:
@@ -129,7 +131,7 @@ def train(
                 warn("the faces are more than the memory limit, but this fit began with them in memory and goes on so")
             if began_as.streamed:
                 say("the faces are more than the memory limit: they are read as the fit goes")
-            fit(began_as, lease, low, high)
+            fit(began_as, lease, cluster, low, high)
             with storage.publishing(out, overwrite=True, last="config.json") as staging:
                 finish(began_as, answers(began_as, here=cluster.ours), staging)
                 lease.check()

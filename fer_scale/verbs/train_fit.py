@@ -15,12 +15,14 @@ from ray.exceptions import RayActorError
 from ray.train.torch import TorchTrainer
 
 from fer_scale import storage
-from fer_scale.console import progress
+from fer_scale.cluster import Cluster
+from fer_scale.console import progress, warn
 from fer_scale.errors import FerScaleError, InputError
 from fer_scale.learning.checkpoints import Checkpoints
 from fer_scale.learning.epochs import CHECKPOINT_SECONDS, run
 from fer_scale.learning.finish import Answers, answer
 from fer_scale.learning.plan import Plan
+from fer_scale.learning.workers import first_error
 from fer_scale.lease import Lease, LeaseLostError
 from fer_scale.verbs.train_stream import READER_CPUS, opened, readers
 
@@ -30,7 +32,7 @@ RESIZE_SECONDS = 3 * CHECKPOINT_SECONDS
 """Between two looks whether there is room for more workers: they cost what came after the last checkpoint."""
 
 
-def fit(plan: Plan, lease: Lease, low: int, high: int) -> None:
+def fit(plan: Plan, lease: Lease, cluster: Cluster, low: int, high: int) -> None:
     """Run the fit on Ray Train; a worker or node that dies is replaced and the fit goes on from its checkpoint.
 
     Raises:
@@ -39,14 +41,19 @@ def fit(plan: Plan, lease: Lease, low: int, high: int) -> None:
     with tempfile.TemporaryDirectory(prefix="fer_scale-train-") as scratch:
         trainer = _trainer(plan, low, high, scratch)
 
-        def end_if_lost() -> None:
+        waits: list[str] = []
+
+        def look() -> None:
             try:
                 lease.check()
             except LeaseLostError:
                 trainer.end()
+            if not (cluster.ours or waits) and (lacking := cluster.now().machines.lacks(plan.threads, plan.gpu, low)):
+                waits.append(f"the fit waits for machines: {lacking[0]}; there are {lacking[1]}")
+                warn(waits[0])
 
         try:
-            with _shown(plan, end_if_lost):
+            with _shown(plan, look):
                 failed: FerScaleError | None = trainer.fit().return_value  # type: ignore[attr-defined]
         except ray.train.TrainingFailedError as error:
             roots = [getattr(one, "cause", one) for one in getattr(error, "worker_failures", {}).values()]
@@ -78,21 +85,25 @@ def answers(plan: Plan, here: bool) -> list[Answers]:
 
 def _worker(told: dict[str, Any]) -> FerScaleError | None:
     """What each worker of Ray Train runs; gives the error that ends all of them alike and that no restart mends."""
-    plan = Plan(**told)
+    plan, failed = Plan(**told), None
     try:
         if not storage.exists(plan.path):
             expected = "a folder that all machines share, or s3://"
-            raise InputError(f"{plan.checkpoints} is not there on {platform.node()}", expected, "give another --out")
-        return run(plan, lambda row: ray.train.report({"epoch": row["epoch"]}), opened(plan.threads))
+            failed = InputError(f"{plan.checkpoints} is not there on {platform.node()}", expected, "give another --out")
+        return first_error(failed) or run(plan, _reported, opened(plan.threads))
     except torch.OutOfMemoryError as error:
         expected = "a batch that fits into the GPUs' memory"
-        failed: FerScaleError = InputError(str(error), expected, "lower batch_size, or ask for more workers")
+        ended: FerScaleError = InputError(str(error), expected, "lower batch_size, or ask for more workers")
     except FerScaleError as error:
-        failed = error
+        ended = error
     # it may be the only one of several that failed, and the others wait for it: Ray begins anew with all
-    if ray.train.get_context().get_world_size() > 1 or (isinstance(failed, InputError) and storage.is_outage(failed)):
-        raise failed
-    return failed
+    if ray.train.get_context().get_world_size() > 1 or (isinstance(ended, InputError) and storage.is_outage(ended)):
+        raise ended
+    return ended
+
+
+def _reported(row: dict[str, Any]) -> None:
+    ray.train.report({"epoch": row["epoch"]})
 
 
 class _Trainer(TorchTrainer):

@@ -17,6 +17,7 @@ from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
 
 from fer_scale.faces.store import Faces
 from fer_scale.faces.windows import WINDOW_BYTES, Windows
+from fer_scale.learning.stream import Opened
 
 READER_CPUS = 0.1
 """Reserved by a task that reads and decodes, out of what a worker of the fit leaves."""
@@ -32,8 +33,8 @@ def readers(threads: int) -> int:
     return max(2, threads)
 
 
-def opened(threads: int) -> Any:
-    """How a worker of so many threads reads its windows, see `fer_scale.learning.stream.Opened`."""
+def opened(threads: int) -> Opened:
+    """How a worker of so many threads reads its windows."""
 
     def stream(windows: Windows, first: int, rank: int, workers: int) -> Iterator[Faces]:
         for start in itertools.count(first, WINDOWS_A_RUN):

@@ -147,9 +147,8 @@ def tune(
     for split in ("train", "val"):
         faces.check(split)
     storage.check_output(out, overwrite=overwrite, resume=resume, inputs=[store])
-    with connected(cpus=cpus_per_trial, gpus=gpus_per_trial or 0) as cluster:
+    with connected(cpus=cpus_per_trial, gpus=gpus_per_trial) as cluster:
         gpus = gpus_per_trial if gpus_per_trial is not None else float(cluster.offers_gpus)
-        cluster = cluster.require(cpus_per_trial, gpus)
         slots = cluster.machines.room(cpus_per_trial, gpus)
         if overwrite:
             with Lease(out, "of tune"):

@@ -82,15 +82,19 @@ def test_label_loses_nothing_with_a_node(nodes: Cluster, tmp_path: Path) -> None
     assert fer_scale.label(bundle, tmp_path / "faces", out, **options)["new"] == 0
 
 
-@pytest.mark.slow
-def test_a_fit_goes_on_with_the_nodes_that_are_left(nodes: Cluster, store: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
     network = {"variant": "slim10", "width": 0.25, "weights": "none", "dense": "none", "dropout": 0.0}
-    config, out = tmp_path / "slim.json", tmp_path / "bundle"
     recipe = {"batch_size": 16, "lr": 3e-3}
-    preprocessing = {"size": 48, "channels": 1}
-    config.write_text(
-        json.dumps({"family": "resnet", "network": network, "preprocessing": preprocessing, "recipe": recipe})
-    )
+    shape = {"size": 48, "channels": 1}
+    path = tmp_path / "slim.json"
+    path.write_text(json.dumps({"family": "resnet", "network": network, "preprocessing": shape, "recipe": recipe}))
+    return path
+
+
+@pytest.mark.slow
+def test_a_fit_goes_on_with_the_nodes_that_are_left(nodes: Cluster, store: Path, config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
     state, seen = out / "fit" / "state.json", []
 
     def begun() -> bool:
@@ -104,6 +108,25 @@ def test_a_fit_goes_on_with_the_nodes_that_are_left(nodes: Cluster, store: Path,
     assert list(curve["epoch"]) == list(range(1, 13))
     assert curve["seconds"].iloc[: len(seen)].tolist() == seen
     assert Bundle.load(out).model_id
+
+
+@pytest.mark.slow
+def test_a_fit_of_a_fixed_number_of_workers_says_that_it_waits_for_a_node(
+    nodes: Cluster, store: Path, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, said = tmp_path / "bundle", ""
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(fer_scale.train, store, out=out, config=config, epochs=8, workers=3)
+        until = time.monotonic() + 120
+        while not (out / "fit" / "state.json").exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        nodes.remove_node(next(iter(nodes.worker_nodes)), allow_graceful=False)
+        while "the fit waits for machines: 3 CPUs were asked for; there are at most the 2" not in said:
+            assert time.monotonic() < until, said
+            time.sleep(0.5)
+            said += capsys.readouterr().err
+        nodes.add_node(**NODE)
+        assert running.result()["epochs"] == 8
 
 
 @pytest.mark.slow

@@ -44,6 +44,20 @@ def test_torch_keeps_larger_maps_and_what_is_exported(height: int, training: boo
     assert answer.grad_fn.name().startswith("_ByTaps") == ours, answer.grad_fn.name()
 
 
+class Standardised(nn.Conv2d):
+    """A layer with a forward of its own."""
+
+
+def test_a_layer_that_does_something_else_goes_on_doing_it() -> None:
+    reflecting = nn.Conv2d(6, 6, 5, padding=2, groups=6, bias=False, padding_mode="reflect")
+    other = Standardised(6, 6, 5, padding=2, groups=6, bias=False)
+    pictures = torch.randn(2, 6, 4, 4)
+    expected = reflecting(pictures)
+    quicken_depthwise(nn.ModuleList([reflecting, other]))
+    torch.testing.assert_close(reflecting(pictures), expected)
+    assert type(other) is Standardised
+
+
 @pytest.mark.parametrize("same", [False, True])
 @pytest.mark.parametrize("size", [2, 8])
 def test_under_autocast_they_answer_in_float32_as_without_it(same: bool, size: int) -> None:

@@ -580,9 +580,10 @@ def voted(tmp_path: Path, request: pytest.FixtureRequest) -> dict[str, object]:
     }
 
 
-def test_votes_are_joined_by_id_and_learned_in_shares(tmp_path, voted):
-    result = ingest(store=tmp_path / "store", **voted)
+def test_votes_are_joined_by_id_and_learned_in_shares(tmp_path, voted, capsys):
+    result = ingest(store=tmp_path / "store", **{**voted, "quiet": False})
     assert result["votes"] == {"joined": 30, "elsewhere": 10, "unmatched": 10}
+    assert "votes joined 30  elsewhere 10  unmatched 10\n" in capsys.readouterr().err
     by_id = {row["id"]: row for row in rows_of(tmp_path / "store")}
     assert [by_id[f"{n:02}"]["votes"] for n in range(5)] == [[7, 2], [2, 6], [4, 4], None, None]
     assert by_id["00"]["label"] == "happy"

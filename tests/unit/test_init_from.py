@@ -12,8 +12,8 @@ from fer_scale import bundle
 from fer_scale.bundle import Bundle
 from fer_scale.errors import InputError
 from fer_scale.families.network import Network
+from fer_scale.learning.begin import begin
 from fer_scale.learning.configuration import Configuration
-from fer_scale.learning.epochs import begin
 from fer_scale.learning.plan import Plan
 
 CLASSES = ["happy", "sad", "neutral"]
