@@ -53,10 +53,8 @@ def run(plan: Plan, report: Callable[[dict[str, Any]], None], opened: Opened = h
     """
     torch.set_num_threads(plan.threads)
     torch.manual_seed(plan.seed)
-    configuration = Configuration.from_dict(plan.configuration)
-    device = torch.device("cuda" if plan.gpu else "cpu")
     checkpoints = Checkpoints(plan.checkpoints)
-    ready = _ready(plan, configuration, device, checkpoints, opened)
+    ready = _ready(plan, checkpoints, opened)
     if isinstance(ready, FerScaleError):
         return ready
     learner, state, batches, val = ready
@@ -64,10 +62,7 @@ def run(plan: Plan, report: Callable[[dict[str, Any]], None], opened: Opened = h
         keep_freed()
     per_epoch = batches.steps_per_epoch
     per_round = _round(per_epoch, batches.size)
-    steps = None if plan.epochs is None else plan.epochs * per_epoch
-    # the schedule runs over what the start has left of the time, and the start is counted once
-    seconds = plan.seconds and max(plan.seconds - state["start"], min(plan.seconds, LEAST_SECONDS))
-    budget = Budget(steps=steps, seconds=seconds, used=state["used"])
+    budget = _budget(plan, state, per_epoch)
     while budget.progress(learner.step) < 1:
         began, at = time.monotonic(), learner.step
         epoch, within = divmod(at, per_epoch)
@@ -93,18 +88,20 @@ def run(plan: Plan, report: Callable[[dict[str, Any]], None], opened: Opened = h
         state["curve"].append(row)
         # what a fit by epochs publishes is repeatable: where the clock asked for a checkpoint it is only to go on from
         rivals = [one for one in state["curve"] if plan.epochs is None or one["step"] % per_epoch % per_round == 0]
-        is_best = row in rivals and row["val_accuracy"] >= max(one["val_accuracy"] for one in rivals)
         state["used"] = budget.used
-        if failed := first_error(_save(checkpoints, learner, state, is_best) if place()[0] == 0 else None):
+        saved = _save(checkpoints, learner, state, is_best=_is_best(row, rivals)) if place()[0] == 0 else None
+        if failed := first_error(saved):
             return failed
         report(row)
     return None
 
 
 def _ready(
-    plan: Plan, configuration: Configuration, device: torch.device, checkpoints: Checkpoints, opened: Opened
+    plan: Plan, checkpoints: Checkpoints, opened: Opened
 ) -> tuple[Learner, dict[str, Any], Feed, Callable[[], Iterable[Faces]]] | FerScaleError:
     """The learner, what the last checkpoint says, and the data; or why a worker cannot begin, by which all end."""
+    configuration = Configuration.from_dict(plan.configuration)
+    device = torch.device("cuda" if plan.gpu else "cpu")
     failed: FerScaleError | None = None
     began = time.monotonic()
     try:
@@ -157,6 +154,13 @@ def _data(
     return Batches(train, classes, size, plan.seed, device), lambda: [val.rows(slice(rank, None, workers))]
 
 
+def _budget(plan: Plan, state: dict[str, Any], per_epoch: int) -> Budget:
+    """Of the whole fit; the schedule runs over what the start has left of the time, and the start is counted once."""
+    steps = None if plan.epochs is None else plan.epochs * per_epoch
+    seconds = plan.seconds and max(plan.seconds - state["start"], min(plan.seconds, LEAST_SECONDS))
+    return Budget(steps=steps, seconds=seconds, used=state["used"])
+
+
 def _round(per_epoch: int, batch_size: int) -> int:
     """Steps to a checkpoint: an epoch, or an even part of one that is long."""
     return math.ceil(per_epoch / math.ceil(per_epoch * batch_size / CHECKPOINT_FACES))
@@ -173,7 +177,12 @@ def _until_checkpoint(budget: Budget, at: int, curve: list[dict[str, Any]]) -> C
     return progress
 
 
-def _save(checkpoints: Checkpoints, learner: Learner, state: dict[str, Any], is_best: bool) -> InputError | None:
+def _is_best(row: dict[str, Any], rivals: list[dict[str, Any]]) -> bool:
+    """Whether none of the rows, of which it is one, has a higher accuracy on val."""
+    return row in rivals and row["val_accuracy"] >= max(one["val_accuracy"] for one in rivals)
+
+
+def _save(checkpoints: Checkpoints, learner: Learner, state: dict[str, Any], *, is_best: bool) -> InputError | None:
     """Write a checkpoint; gives the error that trying again does not mend, which all workers have to end by."""
     try:
         checkpoints.save(learner, state, is_best)
