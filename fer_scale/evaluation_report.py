@@ -83,7 +83,7 @@ def page(
         _section(model, own, store, split, MISTAKES if len(models) == 1 else MISTAKES // 2)
         for model, own in zip(models, figures, strict=True)
     ]
-    ranked = sorted(sections, key=lambda section: -section["figures"]["accuracy"])
+    ranked = sorted(zip(models, sections, strict=True), key=lambda one: -one[1]["figures"]["accuracy"])
     support = {name: row["support"] for name, row in figures[0]["per_class"].items()}
     commonest = max(support, key=lambda name: support[name])
     lows, highs = zip(*(own["accuracy_interval"] for own in figures), strict=True)
@@ -91,8 +91,9 @@ def page(
     return render(
         "evaluate.html.j2",
         title=f"{models[0].name if len(models) == 1 else f'{len(models)} models'} on the {split} split",
-        sections=ranked,
+        sections=[section for _, section in ranked],
         comparison=comparison,
+        curves=_curves_figure([model for model, _ in ranked]) if len(models) > 1 else None,
         axis=(max(0.0, min(lows) - margin), min(1.0, max(highs) + margin)),
         classes=store.classes,
         commonest=(commonest, support[commonest] / max(figures[0]["n"], 1)),
@@ -129,7 +130,7 @@ def _section(model: Model, figures: dict[str, Any], store: Store, split: str, mi
             model.bundle.temperature,
         ),
         "error_by_share": _error_figure(shares, errors),
-        "curve": _curve_figure(model.bundle),
+        "curve": _curve_figure(model),
         "mistakes": _mistakes(model, store, split, mistakes),
         "wrong": int((~model.correct).sum()),
     }
@@ -148,12 +149,29 @@ def _error_figure(shares: npt.NDArray[np.float64], errors: npt.NDArray[np.float6
     )
 
 
-def _curve_figure(bundle: Bundle) -> Markup | None:
-    curve = pq.read_table(bundle.directory / "curve.parquet").to_pydict()
-    if len(curve.get("epoch", ())) < 2 or "val_accuracy" not in curve:
+def _curve_figure(model: Model) -> Markup | None:
+    title = "Validation accuracy by epoch"
+    if (series := _curve(model, "epoch")) is None:
         return None
-    series = [("val", curve["epoch"], curve["val_accuracy"])]
-    return draw.lines(series, "Validation accuracy by epoch", "epoch", "validation accuracy", percent=(False, True))
+    return draw.lines([series], title, "epoch", "validation accuracy", percent=(False, True))
+
+
+def _curves_figure(models: Sequence[Model]) -> Markup | None:
+    """In the order of the table, whose colours they have; one without a curve keeps its place."""
+    found = [_curve(model, "seconds") or (model.name, [], []) for model in models]
+    series = [(name, [value / 60 for value in seconds], accuracy) for name, seconds, accuracy in found]
+    if not any(minutes for _, minutes, _ in series):
+        return None
+    title, x, y = "Validation accuracy by time", "minutes of fitting", "validation accuracy"
+    return draw.lines(series, title, x, y, percent=(False, True), size=(10.0, 3.6))
+
+
+def _curve(model: Model, over: str) -> tuple[str, list[float], list[float]] | None:
+    """The model's name, a column of its curve and the accuracy on val there; None where that is no curve."""
+    curve = pq.read_table(model.bundle.directory / "curve.parquet").to_pydict()
+    if len(curve.get(over, ())) < 2 or "val_accuracy" not in curve:
+        return None
+    return model.name, curve[over], curve["val_accuracy"]
 
 
 def _mistakes(model: Model, store: Store, split: str, count: int) -> list[dict[str, Any]]:

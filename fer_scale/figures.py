@@ -144,17 +144,20 @@ def lines(
     y: str,
     *,
     percent: tuple[bool, bool] = (False, False),
+    size: tuple[float, float] = (5.0, 3.2),
 ) -> Markup:
     """Lines over one pair of axes.
 
     Args:
         series: (name, x values, y values).
         percent: whether x and y are shares, to be written in per cent.
+        size: as of :func:`plot`.
     """
-    with plot(title, x, y) as drawing:
+    with plot(title, x, y, size) as drawing:
         axes = drawing.axes
         for index, (name, at, values) in enumerate(series):
-            axes.plot(at, values, color=colour(index), label=name)
+            style = ("-", "--", ":")[index // 8 % 3]  # where the colours begin anew
+            axes.plot(at, values, color=colour(index), linestyle=style, label=name)
         if percent[0]:
             percent_axis(axes.xaxis)
         elif all(float(value).is_integer() for _, at, _ in series for value in at):
@@ -162,5 +165,5 @@ def lines(
         if percent[1]:
             percent_axis(axes.yaxis)
         if len(series) > 1:
-            axes.legend()
+            axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return drawing.svg

@@ -108,7 +108,7 @@ def make_bundle(path: Path, network: Network, fingerprint: str = "drawn-0", clas
         "weights": network.weights,
         "versions": {"torch": torch.__version__},
     }
-    curve = pd.DataFrame({"epoch": [1, 2, 3], "train_loss": [1.1, 0.8, 0.6], "val_accuracy": [0.4, 0.6, 0.7]})
+    curve = pd.DataFrame({"epoch": [1, 2, 3], "seconds": [60.0, 120.0, 180.0], "val_accuracy": [0.4, 0.6, 0.7]})
     bundle.write(
         path,
         network,
@@ -194,6 +194,11 @@ def test_several_bundles_stand_side_by_side_on_the_same_faces(work: Path, tmp_pa
     assert comparison["p_value"] < 0.01
     rows = pd.read_parquet(tmp_path / "report" / "predictions.parquet")
     assert rows.groupby("bundle").id.nunique().to_dict() == {"brief": 180, "long": 180}
+    html = (tmp_path / "report" / "report.html").read_text()
+    together = html[html.index("<title>Validation accuracy by time") :].partition("</svg>")[0]
+    assert together.index(">long<") < together.index(">brief<")  # as in the table
+    assert ">minutes of fitting<" in together
+    assert html.count("<title>Validation accuracy by epoch") == 2
 
 
 def test_classes_in_another_order_are_the_same_classes(work: Path, tmp_path: Path) -> None:
