@@ -49,6 +49,7 @@ def translated(path: str) -> Iterator[None]:
 
 
 def of_os_error(path: str, error: OSError) -> Exception:
+    """The error of ours that says what an error of the file system means."""
     where = str(error.filename or path)
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return InputError(f"no space is left where {where} is written", "a disk with room", "free some space")
@@ -163,6 +164,7 @@ def _list_local(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[File
 
 
 def list_s3(path: str) -> Iterator[FileInfo]:
+    """All objects under a prefix, page after page."""
     bucket, key = _s3.split(path)
     pages = _s3.client().get_paginator("list_objects_v2")
     with translated(path):
@@ -201,6 +203,7 @@ def open_input(path: PathLike) -> IO[bytes]:
 
 
 def beside(path: str, kind: str) -> str:
+    """A new hidden name in the same folder."""
     folder, base = os.path.split(path)
     return os.path.join(folder, f".{base}.{kind}-{secrets.token_hex(6)}")
 

@@ -69,6 +69,7 @@ def unpacked(text: str) -> list[bytes]:
 
 
 def parquet(table: pa.Table) -> bytes:
+    """A table as the bytes of a file."""
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     return buffer.getvalue()

@@ -118,6 +118,7 @@ class _Rung:
         self._waiting: list[tuple[float, int, Standing]] = []
 
     def add(self, one: Standing, score: float) -> None:
+        """Take in a fit's score on this rung."""
         insort(self.scores, -score)
         self.wait(one, score)
         if one.family not in self.firsts or score > self.firsts[one.family][0]:

@@ -151,12 +151,7 @@ def endpoint(
             proxy_location="Disabled" if address else "HeadOnly",
         )
         try:
-            ray_serve.run(
-                built,
-                name=APPLICATION,
-                route_prefix="/",
-                logging_config=LOGGING,
-            )
+            ray_serve.run(built, name=APPLICATION, route_prefix="/", logging_config=LOGGING)
             name = _reachable(host)
             _wait(name, port)
             url = f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
