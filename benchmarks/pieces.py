@@ -63,7 +63,7 @@ def watched(arguments: Sequence[object], role: Callable[[str], str | None]) -> t
     """One command's result, and its peak memory in MiB, looked at four times a second.
 
     It is the proportional set size (PSS), which counts shared pages once: of ``all``, of the ``driver``, and of the
-    largest process of each role.
+    largest process of each role, of which also what is no file or object store (``<role>_heap``).
 
     Args:
         role: of a process by its title; None where it only counts among all.
@@ -75,12 +75,13 @@ def watched(arguments: Sequence[object], role: Callable[[str], str | None]) -> t
         now = {"all": 0}
         for one in (family, *family.children(recursive=True)):
             try:
-                size, title = one.memory_full_info().pss, " ".join(one.cmdline())
+                memory, title = one.memory_full_info(), " ".join(one.cmdline())
             except psutil.Error:
                 continue
-            now["all"] += size
+            now["all"] += memory.pss
             if (name := "driver" if one == family else role(title)) is not None:
-                now[name] = max(now.get(name, 0), size)
+                now[name] = max(now.get(name, 0), memory.pss)
+                now[f"{name}_heap"] = max(now.get(f"{name}_heap", 0), memory.rss - memory.shared)
         peaks |= {name: max(size, peaks.get(name, 0)) for name, size in now.items()}
         time.sleep(0.25)
     if process.returncode:
