@@ -94,6 +94,11 @@ def acceptable(confidence: npt.NDArray[np.float32], labels: npt.NDArray[np.objec
     return np.where(labels == OTHER, np.float32(NEVER), confidence).astype(np.float32)
 
 
+def candidates(confidences: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Thresholds to try for ``[N]`` confidences of val, the highest first."""
+    return np.unique(np.quantile(confidences, np.linspace(0, 1, CANDIDATES + 1), method="lower"))[::-1]
+
+
 def rows_needed(max_error: float, level: float = LEVEL) -> int:
     """Accepted rows without a mistake that prove an error of ``max_error`` at most: (1 - max_error)^n <= 1 - level."""
     return math.ceil(math.log(1 - level) / math.log(1 - max_error))
@@ -147,7 +152,7 @@ def _sequence(val: Outcomes, max_error: float) -> list[float]:
     confidences = val.confidence[val.confidence > NEVER]
     if not len(confidences):
         return []
-    candidates = np.unique(np.quantile(confidences, np.linspace(0, 1, CANDIDATES + 1), method="lower"))[::-1]
-    p_values = [float(bdtr(wrong, accepted, max_error)) for accepted, wrong in map(val.above, candidates)]
-    first = min(range(len(candidates)), key=lambda at: (p_values[at], -at))
-    return [float(threshold) for threshold in candidates[first:]]
+    thresholds = candidates(confidences)
+    p_values = [float(bdtr(wrong, accepted, max_error)) for accepted, wrong in map(val.above, thresholds)]
+    first = min(range(len(thresholds)), key=lambda at: (p_values[at], -at))
+    return [float(threshold) for threshold in thresholds[first:]]

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from fer_scale.bundle import Bundle
 from fer_scale.console import warn
 from fer_scale.errors import InputError
-from fer_scale.learning.acceptance import CANDIDATES, LEVEL
+from fer_scale.learning.acceptance import LEVEL, candidates
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -144,8 +144,7 @@ def _lowest(
     best: float | None = None
     if not len(val_confidence):
         return best
-    candidates = np.unique(np.quantile(val_confidence, np.linspace(0, 1, CANDIDATES + 1), method="lower"))[::-1]
-    for threshold in candidates:
+    for threshold in candidates(val_confidence):
         val = np.append(np.where(val_confidence >= threshold, val_loss, 0), 1)  # as if one more were lost: never ruined
         stake = max(STAKES, key=lambda each: _fortune(val, tolerance, float(each)))
         if _fortune(np.where(confidence >= threshold, loss, 0), tolerance, float(stake)) < -math.log(1 - LEVEL):
