@@ -1,8 +1,18 @@
-"""Lists and pairs as people type them on a command line."""
+"""Lists, pairs and seeds as people give them."""
 
 from collections.abc import Sequence
 
 from fer_scale.errors import InputError
+
+
+def check_seed(seed: int) -> None:
+    """Refuse what NumPy, PyTorch or Optuna does not take, before any work is done.
+
+    Raises:
+        InputError: it is not from 0 to 2^32 - 1.
+    """
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed {seed}", f"a whole number from 0 to {2**32 - 1}", "give another")
 
 
 def words(text: Sequence[str] | str | None) -> list[str] | None:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from fer_scale import report, storage
+from fer_scale.arguments import check_seed
 from fer_scale.console import say, set_quiet, warn
 from fer_scale.errors import InputError
 from fer_scale.faces.labels import OTHER
@@ -54,6 +55,7 @@ def certify(
             that are not to this sample.
     """
     set_quiet(quiet)
+    check_seed(seed)
     out = storage.normal(run)
     manifest = ledger.manifest(out)
     if manifest is None or not storage.exists(storage.join(out, "summary.json")):

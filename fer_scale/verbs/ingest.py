@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from fer_scale import storage
+from fer_scale.arguments import check_seed
 from fer_scale.console import say, set_quiet, warn
 from fer_scale.errors import InputError
 from fer_scale.faces.images import PREPROCESSING_VERSION
@@ -78,6 +79,7 @@ def ingest(
     """
     began = time.monotonic()
     set_quiet(quiet)
+    check_seed(seed)
     labels = Labels.of(classes, rename or {}, others)
     columns = Columns(
         image=image_column,

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any, Literal
 
 from fer_scale import storage
+from fer_scale.arguments import check_seed
 from fer_scale.bundle import Bundle
 from fer_scale.cluster import connected
 from fer_scale.console import set_quiet
@@ -115,6 +116,7 @@ def label(
     source, out, bundle = (storage.normal(path) for path in (source, out, bundle))
     model = Bundle.load(bundle)
     _check_paths(bundle, source, out, overwrite)
+    check_seed(seed)
     if workers is not None and workers < 1:
         raise InputError(f"workers={workers}", "1 or more", "leave --workers out to use the whole cluster")
     if requests_per_second is not None and not requests_per_second > 0:

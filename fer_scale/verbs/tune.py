@@ -11,7 +11,7 @@ from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fer_scale import storage
-from fer_scale.arguments import words
+from fer_scale.arguments import check_seed, words
 from fer_scale.cluster import connected, variables
 from fer_scale.console import set_quiet, warn
 from fer_scale.durations import parse_bytes, parse_seconds
@@ -136,6 +136,7 @@ def tune(
         InputError: no store, an unknown family or name, ``out`` not empty, or more asked for than the cluster has.
     """
     set_quiet(quiet)
+    check_seed(seed)
     store, out = storage.normal(store), storage.normal(out)
     chosen = _check_families(families)
     fixed = check_fixed({**(read_space(storage.normal(space)) if space else {}), **(fix or {})}, chosen)

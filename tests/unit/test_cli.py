@@ -82,6 +82,12 @@ def test_completion_is_offered() -> None:
         (("tune", "no/such/store", "--out", "search"), "no/such/store"),
         (("tune", "no/such/store", "--out", "search", "--time-budget", "soon"), "'soon'"),
         (("train", "no/such/store", "--out", "bundle", "--family", "resnet"), "no/such/store"),
+        (
+            ("train", "store", "--out", "bundle", "--family", "resnet", "--seed", "-1"),
+            "seed -1; expected a whole number",
+        ),
+        (("tune", "store", "--out", "search", "--seed", "4294967296"), "seed 4294967296"),
+        (("ingest", "faces", "store", "--seed", "-1"), "seed -1"),
         (("evaluate", "no/such/bundle", "no/such/store", "--out", "report"), "no/such"),
         (("label", "no/such/bundle", "no/such/folder", "out"), "no/such"),
         (("serve", "no/such/bundle"), "no/such/bundle"),
