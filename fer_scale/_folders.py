@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,7 +23,7 @@ from fer_scale._files import (
     of_os_error,
     translated,
 )
-from fer_scale._paths import PathLike, name, normal
+from fer_scale._paths import PathLike, join, name, normal
 from fer_scale.errors import InputError, MissingPathError
 
 TRANSFERS = 8
@@ -241,17 +241,22 @@ def _upload(staging: str, dest: str, last: str) -> None:
         delete_keys(bucket, sorted(old - set(keys.values())))
 
 
-def fetch_dir(path: PathLike) -> Path:
+def fetch_dir(path: PathLike, only: Collection[str] | None = None) -> Path:
     """The folder as a local one: itself, or a copy of the S3 prefix, made once for each version of its files.
 
     Meant for bundles and searches, megabytes in size. Raises `MissingPathError` when nothing is there.
+
+    Args:
+        path: the folder.
+        only: the files directly in it that are copied from S3; None for all, in folders too.
     """
     path = normal(path)
     if not path.startswith(_s3.SCHEME):
         if not os.path.isdir(path):
             raise MissingPathError(f"there is no folder {path}")
         return Path(path)
-    files = list(list_files(path))
+    wanted = None if only is None else {join(path, inner) for inner in only}
+    files = [item for item in list_files(path) if wanted is None or item.path in wanted]
     versions = "\n".join(f"{item.path} {item.version}" for item in files)
     cache = Path(tempfile.gettempdir(), f"fer_scale-{os.getuid()}")
     cache.mkdir(mode=0o700, exist_ok=True)

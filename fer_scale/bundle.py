@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 FILES = ("config.json", "weights.safetensors", "model.onnx", "metrics.json", "curve.parquet", "README.md")
+CHECKSUMS = "checksums.json"
 CALIBRATION = "calibration.parquet"
 """What the network answered on val and calib: split, id, label (the truth), prob_<class>."""
 
@@ -86,7 +87,8 @@ class Bundle:
         path = str(path)
         if not storage.exists(storage.join(path, "config.json")):
             raise InputError(path, "a model bundle (a folder with config.json)", "make one with: fer-scale train")
-        directory = storage.fetch_dir(path)
+        # beside a bundle that is being replaced lie its successor's checkpoints
+        directory = storage.fetch_dir(path, only={*FILES, CALIBRATION, CHECKSUMS})
         config = _json(directory / "config.json", path)
         found = config.get("schema_version")
         if found != SCHEMA_VERSION:
@@ -169,7 +171,7 @@ def write(
         calibration.to_parquet(directory / CALIBRATION, index=False)
         names.append(CALIBRATION)
     sums = {name: _sha256(directory / name) for name in names}
-    (directory / "checksums.json").write_text(json.dumps(sums, indent=2) + "\n")
+    (directory / CHECKSUMS).write_text(json.dumps(sums, indent=2) + "\n")
     return str(config["model_id"])
 
 
@@ -220,7 +222,7 @@ def _json(path: Path, bundle: str) -> dict[str, Any]:
 
 
 def _check_sums(directory: Path, bundle: str) -> None:
-    sums = _json(directory / "checksums.json", bundle)
+    sums = _json(directory / CHECKSUMS, bundle)
     for name in (*FILES, *([CALIBRATION] if CALIBRATION in sums else [])):
         if not (directory / name).exists():
             raise InputError(
