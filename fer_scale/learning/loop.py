@@ -21,7 +21,8 @@ from fer_scale.learning.workers import equalise, everywhere, place, share
 
 CHECKED_EVERY = 20
 """Steps after which their losses are looked at."""
-SHOWN_IDS = 8
+SHOWN_IDS = 64
+"""Of a batch that diverged: all of it, by default."""
 
 
 class DivergedError(InputError):
@@ -56,7 +57,7 @@ class Learner:
         frozen = max(self._always_frozen, math.ceil(stages * (1 - progress / self.recipe.thaw)))
         if frozen != self.network.frozen:
             self.network.freeze(frozen)
-            self._parallel = _parallel(self.network)
+            self._parallel = _parallel(self.network, begun=True)
 
     def train_step(self, batches: Feed, factor: float) -> Tensor:
         """One step of the optimiser at ``factor`` times the recipe's rate.
@@ -76,9 +77,9 @@ class Learner:
         images, targets = mix(images, targets, self.recipe, self._seed, self.step)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._half):
             logits = self._parallel(images.contiguous(memory_format=torch.channels_last))
-        loss = F.cross_entropy(
-            logits.float(), targets, weight=self._weights, label_smoothing=self.recipe.label_smoothing
-        )
+        # a face's weight, not a class's: label smoothing gives every face a share of each class, the rarest too
+        losses = F.cross_entropy(logits.float(), targets, label_smoothing=self.recipe.label_smoothing, reduction="none")
+        loss = (losses * (targets @ self._weights)).mean()
         self._optimizer.zero_grad(set_to_none=True)
         # workers' gradients are averaged: one with a row more than another has to count for more
         part = len(images) * batches.workers / batches.size
@@ -215,10 +216,15 @@ def anneal(recipe: Recipe, progress: float) -> float:
     return max(0.5 * (1 + math.cos(math.pi * fallen)), 1e-3)
 
 
-def _parallel(network: Network) -> nn.Module:
-    """The network, or what adds its gradients over the workers; made anew when other parameters are trained."""
+def _parallel(network: Network, begun: bool = False) -> nn.Module:
+    """The network, or what adds its gradients over the workers; made anew when other parameters are trained.
+
+    Args:
+        network: of this worker.
+        begun: leave it as it is; at the beginning all take the first worker's, also later its batch norm statistics.
+    """
     if place()[1] > 1:
-        return nn.parallel.DistributedDataParallel(network, forward_sync_buffers=False)
+        return nn.parallel.DistributedDataParallel(network, forward_sync_buffers=False, init_sync=not begun)
     return network
 
 
@@ -244,9 +250,9 @@ def _by_decay(parameters: list[nn.Parameter], decay: float) -> Iterator[tuple[fl
 
 def _class_weights(counts: list[int], exponent: float) -> Tensor:
     """Inverse class frequency to ``exponent``, with mean 1 over the rows."""
-    frequency = torch.tensor(counts, dtype=torch.float32).clamp_min(1)
-    weights = (frequency.sum() / frequency) ** exponent
-    return weights * frequency.sum() / (weights * frequency).sum()
+    rows = torch.tensor(counts, dtype=torch.float32)
+    weights = (rows.sum() / rows.clamp_min(1)) ** exponent
+    return weights * rows.sum() / (weights * rows).sum()
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

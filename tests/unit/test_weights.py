@@ -1,6 +1,8 @@
 """Where backbones get their weights, and that the answer to "which weights?" is true."""
 
 import importlib.util
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import safetensors.torch
 import timm
 import torch
 
+from fer_scale import storage
 from fer_scale.errors import InputError
 from fer_scale.faces.images import Preprocessing
 from fer_scale.families import FAMILIES, Network, weights
@@ -102,6 +105,57 @@ def test_a_file_is_loaded_and_named(tmp_path: Path, suffix: str) -> None:
     torch.testing.assert_close(network.backbone[1][0].conv1.weight, donor.layer1[0].conv1.weight)
     with pytest.raises(InputError, match=r"tensors .* do not fit"):
         build(RESNET, GRAY, variant="resnet18", weights=str(path))
+
+
+def test_a_file_on_s3_is_loaded(s3: str, tmp_path: Path) -> None:
+    donor = timm.create_model("resnet10t", num_classes=10)
+    storage.write_bytes(f"{s3}/donor.safetensors", safetensors.torch.save(donor.state_dict()))
+    network = build(RESNET, RGB, variant="resnet10t", weights=f"{s3}/donor.safetensors")
+    assert network.weights == f"{s3}/donor.safetensors"
+    torch.testing.assert_close(network.backbone[0][0][0].weight, donor.conv1[0].weight)
+    with pytest.raises(InputError, match=r"absent\.safetensors"):
+        build(RESNET, RGB, variant="resnet10t", weights=f"{s3}/absent.safetensors")
+
+
+class Hub(BaseHTTPRequestHandler):
+    """A hub with one file in every repository, as huggingface_hub asks for it."""
+
+    weights = b""
+
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.weights)))
+        self.send_header("ETag", '"0123456789abcdef"')
+        self.send_header("X-Repo-Commit", "f" * 40)
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.do_HEAD()
+        self.wfile.write(self.weights)
+
+    def log_message(self, *_: object) -> None:
+        """Says nothing."""
+
+
+def test_the_hub_is_asked_once_and_its_cache_from_then_on(no_hub: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    donor = timm.create_model("resnet10t", num_classes=10)
+    Hub.weights = safetensors.torch.save(donor.state_dict())
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(weights.constants, "ENDPOINT", address)
+    template = "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(weights.constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + template)
+    try:
+        network = build(RESNET, RGB, variant="resnet10t", weights="imagenet")
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert network.weights == "imagenet (timm/resnet10t.c3_in1k)"
+    torch.testing.assert_close(network.backbone[0][0][0].weight, donor.conv1[0].weight)
+    weights._hub_unreachable.cache_clear()
+    again = build(RESNET, RGB, variant="resnet10t", weights="auto")
+    assert again.weights == "imagenet (timm/resnet10t.c3_in1k)"
 
 
 def test_a_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
