@@ -57,10 +57,10 @@ class Lease:
             self._wait_for_expiry()
             storage.delete(self._path)
             if not storage.create_bytes(self._path, self._text()):
-                raise self._refusal(self._read() or {})
+                raise self._refusal(_read(self._path) or {})
             time.sleep(1.0)  # another that waited as well may just have done the same
             if not self._is_mine():
-                raise self._refusal(self._read() or {})
+                raise self._refusal(_read(self._path) or {})
         self._seen = time.time()
         self._thread.start()
         return self
@@ -73,14 +73,26 @@ class Lease:
         if self._is_mine():
             storage.delete(self._path)
 
-    def check(self) -> None:
+    @property
+    def ours(self) -> tuple[str, str]:
+        """What tells another process whether we still have it: see `held`."""
+        return self._path, self._mine["token"]
+
+    def check(self, last: bool = False) -> None:
         """Go on only while the lease is ours.
 
         Where the thread has not seen to that lately, as after the process was suspended, it is looked at here.
 
+        Args:
+            last: renew it no more: the folder is replaced next, which takes less than ``EXPIRY_SECONDS``, and a
+                heartbeat meanwhile would make it anew.
+
         Raises:
             LeaseLostError: another run has it.
         """
+        if last:
+            self._stop.set()
+            self._thread.join()
         if not self._lost and abs(time.time() - self._seen) > 2 * BEAT_SECONDS:  # unlike others, this clock never rests
             self._look()
         if self._lost:
@@ -102,13 +114,6 @@ class Lease:
     def _text(self) -> bytes:
         return json.dumps({**self._mine, "beats": self._beats, "beat": time.time()}).encode()
 
-    def _read(self) -> dict[str, Any] | None:
-        try:
-            values: dict[str, Any] = storage.read_json(self._path)
-        except MissingPathError:
-            return None
-        return values
-
     def _look(self) -> None:
         began = time.time()
         if self._is_mine():
@@ -117,11 +122,10 @@ class Lease:
             self._lost = True
 
     def _is_mine(self) -> bool:
-        found = self._read()
-        return found is not None and found.get("token") == self._mine["token"]
+        return held(*self.ours)
 
     def _wait_for_expiry(self) -> None:
-        first = self._read()
+        first = _read(self._path)
         if first is None:
             return
         if _is_dead(first):
@@ -131,7 +135,7 @@ class Lease:
         until = time.monotonic() + EXPIRY_SECONDS
         while time.monotonic() < until:
             time.sleep(0.5)
-            now = self._read()
+            now = _read(self._path)
             if now is None:
                 return
             if now != first:
@@ -143,6 +147,20 @@ class Lease:
             f"{_holder(found)} is at work on {self._where} now", "an output that nobody else writes",
             "wait for it to end, or choose another OUT",
         )  # fmt: skip
+
+
+def held(path: str, token: str) -> bool:
+    """Whether the lease at a path is still the one of a token; for processes that write on behalf of its holder."""
+    found = _read(path)
+    return found is not None and found.get("token") == token
+
+
+def _read(path: str) -> dict[str, Any] | None:
+    try:
+        values: dict[str, Any] = storage.read_json(path)
+    except MissingPathError:
+        return None
+    return values
 
 
 def _holder(found: dict[str, Any]) -> str:

@@ -23,6 +23,7 @@ from fer_scale.learning.memory import keep_freed
 from fer_scale.learning.plan import Plan
 from fer_scale.learning.stream import Opened, StreamedBatches, here
 from fer_scale.learning.workers import first_error, from_first, place, summed
+from fer_scale.lease import LeaseLostError, held
 
 CHECKPOINT_FACES = 200_000
 """Most faces between two checkpoints, where an epoch has more."""
@@ -33,16 +34,17 @@ LEAST_SECONDS = 60.0
 """Of fitting by the clock that a slow start does not take away."""
 LONGEST_START = 120.0
 """Seconds of it that count, beside reading: what is longer is waiting for others, or another machine's clock."""
+LONGEST_RESTART = CHECKPOINT_SECONDS + LONGEST_START
+"""Seconds that count from a checkpoint until a fit whose worker died has gone on from it."""
 
 
-def run(plan: Plan, report: Callable[[dict[str, Any]], None], opened: Opened = here) -> FerScaleError | None:
-    """Fit, from the last checkpoint where there is one; ``report`` gets the curve's row after every epoch.
+def run(plan: Plan, opened: Opened = here) -> FerScaleError | None:
+    """Fit, from the last checkpoint where there is one; the curve in it gets a row after every epoch.
 
     Each worker scores its share of val; only the first one writes, and the others wait for it.
 
     Args:
         plan: what is fitted, and on what.
-        report: told after every checkpoint.
         opened: how a streamed fit reads its faces.
 
     Returns:
@@ -88,11 +90,10 @@ def run(plan: Plan, report: Callable[[dict[str, Any]], None], opened: Opened = h
         state["curve"].append(row)
         # what a fit by epochs publishes is repeatable: where the clock asked for a checkpoint it is only to go on from
         rivals = [one for one in state["curve"] if plan.epochs is None or one["step"] % per_epoch % per_round == 0]
-        state["used"] = budget.used
-        saved = _save(checkpoints, learner, state, is_best=_is_best(row, rivals)) if place()[0] == 0 else None
+        state |= {"used": budget.used, "began": plan.began, "saved": time.time()}
+        saved = _save(plan, checkpoints, learner, state, is_best=_is_best(row, rivals)) if place()[0] == 0 else None
         if failed := first_error(saved):
             return failed
-        report(row)
     return None
 
 
@@ -158,7 +159,10 @@ def _budget(plan: Plan, state: dict[str, Any], per_epoch: int) -> Budget:
     """Of the whole fit; the schedule runs over what the start has left of the time, and the start is counted once."""
     steps = None if plan.epochs is None else plan.epochs * per_epoch
     seconds = plan.seconds and max(plan.seconds - state["start"], min(plan.seconds, LEAST_SECONDS))
-    return Budget(steps=steps, seconds=seconds, used=state["used"])
+    used = state["used"]
+    if state.get("began") == plan.began:  # a worker died within this command, whose time went on
+        used += min(max(time.time() - state["saved"], 0.0), LONGEST_RESTART)
+    return Budget(steps=steps, seconds=seconds, used=used)
 
 
 def _round(per_epoch: int, batch_size: int) -> int:
@@ -182,9 +186,13 @@ def _is_best(row: dict[str, Any], rivals: list[dict[str, Any]]) -> bool:
     return row in rivals and row["val_accuracy"] >= max(one["val_accuracy"] for one in rivals)
 
 
-def _save(checkpoints: Checkpoints, learner: Learner, state: dict[str, Any], *, is_best: bool) -> InputError | None:
+def _save(
+    plan: Plan, checkpoints: Checkpoints, learner: Learner, state: dict[str, Any], *, is_best: bool
+) -> FerScaleError | None:
     """Write a checkpoint; gives the error that trying again does not mend, which all workers have to end by."""
     try:
+        if plan.lease and not held(*plan.lease):  # the command may be suspended while its workers are not
+            return LeaseLostError(f"another run writes {plan.checkpoints} now; this one has stopped")
         checkpoints.save(learner, state, is_best)
     except InputError as error:
         if storage.is_outage(error):

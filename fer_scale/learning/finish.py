@@ -114,6 +114,7 @@ def finish(plan: Plan, answers: list[Answers], directory: Path) -> None:
         "data_fingerprint": faces.fingerprint,
         "data_counts": faces.counts,
         "weights": state["weights"],
+        "init_from": plan.init_from,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "epochs": round(state["curve"][-1]["epoch"], 2),
         "step": int(state["best_file"].removeprefix("best-").removesuffix(".safetensors")),

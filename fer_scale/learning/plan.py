@@ -32,6 +32,8 @@ class Plan:
     """Whether each worker has a GPU."""
     streamed: bool
     """Whether faces are read as they are needed, rather than kept in memory."""
+    lease: tuple[str, str] | None = None
+    """Of the run that the checkpoints are written for, as `fer_scale.lease.held` takes it; None where there is none."""
     weights: str | None = None
     """What the network began with where the command runs, which every worker has to find too."""
 

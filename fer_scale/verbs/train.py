@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from fer_scale import storage
+from fer_scale.arguments import check_seed
 from fer_scale.bundle import Bundle
 from fer_scale.cluster import connected
 from fer_scale.console import say, set_quiet, warn
@@ -80,12 +81,15 @@ def train(
             more asked for than the cluster has.
     """
     set_quiet(quiet)
+    check_seed(seed)
     began = time.time()
     store, out = storage.normal(store), storage.normal(out)
     configuration = _configuration(from_search, family, config, pick, min_accuracy)
     if test_time_flip:
         configuration = replace(configuration, test_time_flip=True)
     seconds = _budget(epochs, time_budget)
+    passes = (epochs or DEFAULT_EPOCHS) if seconds is None else None
+    init_from = storage.normal(init_from) if init_from else None
     faces = Store.open(store)
     for split in ("train", "val"):
         faces.check(split)
@@ -99,8 +103,8 @@ def train(
     if resume and storage.exists(storage.join(out, "config.json")) and not successor:
         made = Bundle.load(out)
         known = {**made.config, "fingerprint": made.config["data_fingerprint"], "configuration": made.configuration()}
-        passes = {"epochs": epochs} if epochs else {}
-        check_same(known, {"configuration": configuration, "seed": seed, **passes, **source(faces)})
+        asked = {"configuration": configuration, "seed": seed, "init_from": init_from, **source(faces)}
+        check_same(known, asked | ({"epochs": passes} if passes else {}))
         say(f"{out} is a finished bundle: nothing left to do")
         return _summary(made, out, time.time() - began)
     with connected(gpus=None, processes=low) as cluster:
@@ -111,10 +115,10 @@ def train(
             store=store,
             checkpoints=checkpoints,
             configuration=configuration.to_dict(),
-            epochs=(epochs or DEFAULT_EPOCHS) if seconds is None else None,
+            epochs=passes,
             seconds=seconds and max(seconds - needed(None if cluster.ours else threads), seconds / 2),
             began=began,
-            init_from=storage.normal(init_from) if init_from else None,
+            init_from=init_from,
             seed=seed,
             threads=threads,
             gpu=gpus > 0,
@@ -131,10 +135,10 @@ def train(
                 warn("the faces are more than the memory limit, but this fit began with them in memory and goes on so")
             if began_as.streamed:
                 say("the faces are more than the memory limit: they are read as the fit goes")
-            fit(began_as, lease, cluster, low, high)
+            fit(replace(began_as, lease=lease.ours), lease, cluster, low, high)
             with storage.publishing(out, overwrite=True, last="config.json") as staging:
-                finish(began_as, answers(began_as, here=cluster.ours), staging)
-                lease.check()
+                finish(began_as, answers(began_as, cluster), staging)
+                lease.check(last=not storage.is_s3(out))
     return _summary(Bundle.load(out), out, time.time() - began)
 
 
@@ -169,7 +173,7 @@ def _configuration(
         return Configuration.reference(family)
     if config:
         values = storage.read_json(storage.normal(config))
-        of_bundle = isinstance(values, dict) and "model_id" in values
+        of_bundle = isinstance(values, dict) and "model_id" in values and "configuration" in values
         return Configuration.from_dict(values["configuration"] if of_bundle else values)
     return chosen(storage.normal(from_search or ""), pick, min_accuracy)
 

@@ -24,10 +24,12 @@ from fer_scale.learning.finish import Answers, answer
 from fer_scale.learning.plan import Plan
 from fer_scale.learning.workers import first_error
 from fer_scale.lease import Lease, LeaseLostError
-from fer_scale.verbs.train_stream import READER_CPUS, opened, readers
+from fer_scale.verbs.train_stream import READERS_CPUS, opened
 
 MAX_FAILURES = 3
 """Workers that may die, for each where their number is elastic: there machines are meant to go."""
+ANSWER_SECONDS = 5.0
+"""Between two looks whether there is still a machine to answer."""
 RESIZE_SECONDS = 3 * CHECKPOINT_SECONDS
 """Between two looks whether there is room for more workers: they cost what came after the last checkpoint."""
 
@@ -40,27 +42,30 @@ def fit(plan: Plan, lease: Lease, cluster: Cluster, low: int, high: int) -> None
     """
     with tempfile.TemporaryDirectory(prefix="fer_scale-train-") as scratch:
         trainer = _trainer(plan, low, high, scratch)
-
-        waits: list[str] = []
+        wait_for = _waiting(plan, cluster, low)
 
         def look() -> None:
             try:
                 lease.check()
             except LeaseLostError:
                 trainer.end()
-            if not (cluster.ours or waits) and (lacking := cluster.now().machines.lacks(plan.threads, plan.gpu, low)):
-                waits.append(f"the fit waits for machines: {lacking[0]}; there are {lacking[1]}")
-                warn(waits[0])
+            wait_for()
 
         try:
             with _shown(plan, look):
                 failed: FerScaleError | None = trainer.fit().return_value  # type: ignore[attr-defined]
         except ray.train.TrainingFailedError as error:
-            roots = [getattr(one, "cause", one) for one in getattr(error, "worker_failures", {}).values()]
+            failures = getattr(error, "worker_failures", {}).values()
+            roots = [one.cause for one in failures if hasattr(one, "cause")]  # raised in a worker, which did not die
             # where one worker fails, others may fail because it is gone
             if root := next((one for one in roots if isinstance(one, FerScaleError)), None):
                 raise root from None
-            raise (roots[0] if roots else error) from error
+            if roots or not failures:
+                raise (roots[0] if roots else error) from error
+            raise FerScaleError(
+                f"workers of the fit died {_failures(low, high) + 1} times; the last checkpoint is whole: find out "
+                "what ends them (mostly memory: fewer workers, a smaller batch_size or --memory-limit), and --resume"
+            ) from error
         except RayActorError:
             lease.check()  # was it ended because another run has taken over?
             raise
@@ -71,16 +76,31 @@ def fit(plan: Plan, lease: Lease, cluster: Cluster, low: int, high: int) -> None
         raise failed
 
 
-def answers(plan: Plan, here: bool) -> list[Answers]:
-    """What the fitted network says of val and calib; told by a machine like a worker's, unless ``here`` is one.
+def answers(plan: Plan, cluster: Cluster) -> list[Answers]:
+    """What the fitted network says of val and calib; told by a machine like a worker's, unless this is one.
 
     The command may run on a small head, or on one without a GPU.
     """
-    if here and not plan.gpu:
+    if cluster.ours and not plan.gpu:
         return answer(plan)
-    task = ray.remote(num_cpus=plan.threads, num_gpus=int(plan.gpu))(answer)
-    found: list[Answers] = ray.get(task.remote(plan))
+    told = ray.remote(num_cpus=plan.threads, num_gpus=int(plan.gpu))(answer).remote(plan)
+    wait_for = _waiting(plan, cluster, 1)
+    while not ray.wait([told], timeout=ANSWER_SECONDS)[0]:
+        wait_for()
+    found: list[Answers] = ray.get(told)
     return found
+
+
+def _waiting(plan: Plan, cluster: Cluster, workers: int) -> Callable[[], None]:
+    """What says, once, that so many workers wait for machines: those of a cluster that is not ours may go."""
+    said: list[str] = []
+
+    def look() -> None:
+        if not (cluster.ours or said) and (lacking := cluster.now().machines.lacks(plan.threads, plan.gpu, workers)):
+            said.append(f"the fit waits for machines: {lacking[0]}; there are {lacking[1]}")
+            warn(said[0])
+
+    return look
 
 
 def _worker(told: dict[str, Any]) -> FerScaleError | None:
@@ -90,7 +110,7 @@ def _worker(told: dict[str, Any]) -> FerScaleError | None:
         if not storage.exists(plan.path):
             expected = "a folder that all machines share, or s3://"
             failed = InputError(f"{plan.checkpoints} is not there on {platform.node()}", expected, "give another --out")
-        return first_error(failed) or run(plan, _reported, opened(plan.threads))
+        return first_error(failed) or run(plan, opened(plan.threads))
     except torch.OutOfMemoryError as error:
         expected = "a batch that fits into the GPUs' memory"
         ended: FerScaleError = InputError(str(error), expected, "lower batch_size, or ask for more workers")
@@ -100,10 +120,6 @@ def _worker(told: dict[str, Any]) -> FerScaleError | None:
     if ray.train.get_context().get_world_size() > 1 or (isinstance(ended, InputError) and storage.is_outage(ended)):
         raise ended
     return ended
-
-
-def _reported(row: dict[str, Any]) -> None:
-    ray.train.report({"epoch": row["epoch"]})
 
 
 class _Trainer(TorchTrainer):
@@ -134,15 +150,20 @@ def _trainer(plan: Plan, low: int, high: int, scratch: str) -> _Trainer:
         run_config=ray.train.RunConfig(  # the types describe the deprecated one
             storage_path=scratch,
             name="fit",
-            failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES if low == high else MAX_FAILURES * high),
+            failure_config=ray.train.FailureConfig(max_failures=_failures(low, high)),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),  # type: ignore[call-arg]
         ),
     )
 
 
+def _failures(low: int, high: int) -> int:
+    """That the fit survives."""
+    return MAX_FAILURES if low == high else MAX_FAILURES * high
+
+
 def _cpus(plan: Plan) -> float:
     """Reserved by a worker, which leaves what the tasks that read for it need: without a share they wait for ever."""
-    return plan.threads - (READER_CPUS * readers(plan.threads) if plan.streamed else 0)
+    return plan.threads - (READERS_CPUS if plan.streamed else 0)
 
 
 @contextlib.contextmanager
@@ -166,9 +187,9 @@ def _shown(plan: Plan, look: Callable[[], None]) -> Iterator[None]:
         shown = len(curve())
         with progress("fitting", 100) as meter:
             while not done.wait(pause):
-                with contextlib.suppress(FerScaleError):
+                with contextlib.suppress(Exception):  # a disk or a cluster that errs for once; the next look tells
                     look()
-                rows = curve()
+                    rows = curve()
                 for row in rows[shown:]:
                     rate = f"{row['images_per_second']:.0f} images/s"
                     scores = f"loss {row['train_loss']:.4f}, val {row['val_accuracy']:.4f}"

@@ -19,8 +19,9 @@ from fer_scale.faces.store import Faces
 from fer_scale.faces.windows import WINDOW_BYTES, Windows
 from fer_scale.learning.stream import Opened
 
-READER_CPUS = 0.1
-"""Reserved by a task that reads and decodes, out of what a worker of the fit leaves."""
+READERS_CPUS = 1 / 16
+"""Reserved by all tasks that read and decode for a worker of the fit, out of what it leaves. A power of two: Ray adds
+workers up in floats, and of ten that ask for 0.8 CPUs it would count nine."""
 WINDOWS_A_RUN = 512
 """Read by one run of Ray Data, across epochs: a fit waits for the first window of each, some seconds."""
 WINDOWS_A_READER = 4
@@ -28,13 +29,10 @@ WINDOWS_A_READER = 4
 counts what runs as well as what waits: with room for two a task, only one of two tasks runs."""
 
 
-def readers(threads: int) -> int:
-    """Tasks at a time for a worker of so many threads."""
-    return max(2, threads)
-
-
 def opened(threads: int) -> Opened:
     """How a worker of so many threads reads its windows."""
+    tasks = max(2, threads)
+    cpus = int(10_000 * READERS_CPUS / tasks) / 10_000  # each, in the ten-thousandths that Ray counts in
 
     def stream(windows: Windows, first: int, rank: int, workers: int) -> Iterator[Faces]:
         for start in itertools.count(first, WINDOWS_A_RUN):
@@ -50,10 +48,10 @@ def opened(threads: int) -> Opened:
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Ray's deprecations of its own settings, read while they are copied
-            with DataContext.current(_context(readers(threads))):
+            with DataContext.current(_context(tasks)):
                 numbers = [{"window": at} for at in range(first, first + WINDOWS_A_RUN)]
                 found = ray.data.from_items(numbers, override_num_blocks=len(numbers)).map_batches(
-                    read, batch_size=1, num_cpus=READER_CPUS, compute=TaskPoolStrategy(size=readers(threads))
+                    read, batch_size=1, num_cpus=cpus, compute=TaskPoolStrategy(size=tasks)
                 )
                 blocks = found.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1)
         for block in blocks:

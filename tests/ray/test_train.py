@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,13 +23,14 @@ import fer_scale
 from fer_scale import lease as leases
 from fer_scale.bundle import Bundle
 from fer_scale.cluster import connected
-from fer_scale.errors import InputError
+from fer_scale.errors import FerScaleError, InputError
 from fer_scale.faces.images import Preprocessing
 from fer_scale.faces.sample import draw
 from fer_scale.faces.store import Store
 from fer_scale.faces.windows import Windows
 from fer_scale.learning.calibration import fit_temperature
 from fer_scale.learning.loop import DivergedError
+from fer_scale.learning.plan import Plan
 from fer_scale.lease import Lease, LeaseLostError
 from fer_scale.predictor import Predictor
 from fer_scale.verbs import train_fit, train_stream
@@ -136,8 +138,28 @@ def test_a_finished_bundle_has_nothing_left_to_resume(
         fer_scale.train(store, out=trained[0], config=config, epochs=6, resume=True, seed=1, quiet=True)
     with pytest.raises(InputError, match="another epochs"):
         fer_scale.train(store, out=trained[0], config=config, epochs=12, resume=True, quiet=True)
+    with pytest.raises(InputError, match="another epochs"):
+        fer_scale.train(store, out=trained[0], config=config, resume=True, quiet=True)
+    with pytest.raises(InputError, match="another init_from"):
+        fer_scale.train(store, out=trained[0], config=config, epochs=6, init_from=trained[0].parent, resume=True)
     with pytest.raises(InputError, match=r"--resume|--overwrite"):
         fer_scale.train(store, out=trained[0], config=config, epochs=6, quiet=True)
+
+
+def test_a_look_that_fails_for_once_is_not_the_last(tmp_path: Path) -> None:
+    plan = Plan(
+        store="", checkpoints=str(tmp_path), configuration={}, epochs=1, seconds=None, began=0.0, init_from=None,
+        seed=0, threads=1, gpu=False, streamed=False,
+    )  # fmt: skip
+    looked = threading.Semaphore(0)
+
+    def look() -> None:
+        looked.release()
+        raise OSError("stale file handle")
+
+    with train_fit._shown(plan, look):
+        assert looked.acquire(timeout=10)
+        assert looked.acquire(timeout=10)
 
 
 def test_two_workers_take_the_same_steps_with_the_best_of_a_search(store: Path, tmp_path: Path) -> None:
@@ -238,6 +260,19 @@ def wait_for(path: Path, seconds: float = 120) -> None:
     while not path.exists() and time.monotonic() < limit:
         time.sleep(0.05)
     assert path.exists()
+
+
+@pytest.mark.slow
+def test_a_fit_whose_workers_die_again_and_again_says_what_to_do(
+    store: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def worker(told: dict[str, Any]) -> Any:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(train_fit, "MAX_FAILURES", 1)
+    monkeypatch.setattr(train_fit, "_worker", worker)
+    with pytest.raises(FerScaleError, match=r"died 2 times.*--resume"):
+        fer_scale.train(store, out=tmp_path / "b", config=config, epochs=2, quiet=True)
 
 
 @pytest.mark.slow
@@ -347,6 +382,13 @@ def test_the_folder_that_one_works_in_is_no_output(
         fer_scale.train(store, out=".", config=config, quiet=True)
 
 
+def test_another_file_of_a_bundle_is_no_configuration(
+    trained: tuple[Path, dict[str, Any]], store: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="family"):
+        fer_scale.train(store, out=tmp_path / "b", config=trained[0] / "metrics.json", quiet=True)
+
+
 def test_an_output_that_holds_an_input_is_refused(trained: tuple[Path, dict[str, Any]], store: Path) -> None:
     with pytest.raises(InputError, match="holds the input"):
         fer_scale.train(store, out=trained[0], family="cnn1", init_from=trained[0], overwrite=True, quiet=True)
@@ -372,6 +414,7 @@ def test_an_output_that_holds_an_input_is_refused(trained: tuple[Path, dict[str,
         ({"family": "cnn1", "workers": "8..2"}, "range as 2..8"),
         ({"from_search": "nowhere"}, "leaderboard.json"),
         ({"family": "cnn1", "memory_limit": "much"}, "memory-limit 'much'"),
+        ({"family": "cnn1", "seed": -1}, "seed -1"),
     ],
 )
 def test_what_cannot_be_is_refused_at_once(options: dict[str, Any], said: str, store: Path, tmp_path: Path) -> None:

@@ -4,12 +4,14 @@ import os
 import resource
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from onnxruntime import InferenceSession
@@ -24,7 +26,6 @@ from fer_scale.faces.sample import draw
 from fer_scale.faces.store import Faces, Store
 from fer_scale.faces.windows import Windows
 from fer_scale.learning import epochs
-from fer_scale.learning.augment import Augment, mix, seed_of
 from fer_scale.learning.average import Average
 from fer_scale.learning.batches import Batches
 from fer_scale.learning.budget import Budget
@@ -34,6 +35,7 @@ from fer_scale.learning.loop import DivergedError, Learner, anneal, bfloat16_pay
 from fer_scale.learning.plan import Plan
 from fer_scale.learning.recipe import Recipe
 from fer_scale.learning.stream import StreamedBatches
+from fer_scale.lease import LeaseLostError
 
 CPU = torch.device("cpu")
 SMALL = Preprocessing(size=16, channels=1)
@@ -120,8 +122,11 @@ def test_divergence_names_step_rate_and_faces(faces: Faces) -> None:
     votes[7] = np.inf  # shares of this are no numbers
     learner, batches = make(Recipe(batch_size=16, lr=3e-3, warmup=0.05), replace(faces, votes=votes))
     at = next(step for step in range(6) if 7 in batches.indices(step))
-    with pytest.raises(DivergedError, match=rf"step {at} \(rate 0\.00.*, faces \d+(, \d+){{7}} and 8 more\)"):
+    with pytest.raises(DivergedError, match=rf"step {at} \(rate 0\.00.*, faces \d+(, \d+){{15}}\)"):
         fit(learner, batches, 6, lambda step: step / 6)
+    learner, batches = make(Recipe(batch_size=96), replace(faces, votes=votes))
+    with pytest.raises(DivergedError, match=r"faces \d+(, \d+){63} and 32 more\)"):
+        fit(learner, batches, 1, lambda step: 0.5)
 
 
 def test_a_gradient_that_is_not_finite_is_divergence_at_that_very_step(faces: Faces) -> None:
@@ -162,6 +167,18 @@ def test_a_checkpoint_that_cannot_be_read_leaves_the_one_before(faces: Faces, tm
         (tmp_path / name).unlink()
     with pytest.raises(InputError, match="no checkpoint that can be read"):
         checkpoints.load(learner, state)
+
+
+def test_the_last_two_checkpoints_and_the_best_weights_are_kept(faces: Faces, tmp_path: Path) -> None:
+    checkpoints, state = saved_twice(faces, tmp_path)
+    learner, batches = make(RECIPE, faces)
+    checkpoints.load(learner, state)
+    fit(learner, batches, 6, lambda step: step / 8)
+    checkpoints.save(learner, state, is_best=False)
+    steps = {int(path.stem.split("-")[1]): path.name for path in tmp_path.glob("*.safetensors")}
+    assert {path.name for path in tmp_path.iterdir()} == {"state.json", state["best_file"], *state["files"]}
+    assert state["best_file"] == "best-000000004.safetensors"
+    assert sorted(steps) == [4, 6]
 
 
 def test_what_a_kill_left_half_written_goes_with_the_next_checkpoint(faces: Faces, tmp_path: Path) -> None:
@@ -207,6 +224,52 @@ def test_a_full_disk_is_said_and_leaves_the_checkpoint_before(faces: Faces, tmp_
     assert len(list(tmp_path.iterdir())) == 3
 
 
+def planned(tmp_path: Path, **more: Any) -> Plan:
+    """Of one epoch on drawn faces."""
+    draw(tmp_path / "faces", 80, seed=0)
+    fer_scale.ingest(tmp_path / "faces", tmp_path / "store", quiet=True)
+    shape = {"preprocessing": {"size": 48, "channels": 1}, "recipe": {"batch_size": 16}}
+    how: dict[str, Any] = {"epochs": 1, "seconds": None, "began": 7.0, "seed": 0, "threads": 1, "gpu": False}
+    where: dict[str, Any] = {"store": str(tmp_path / "store"), "init_from": None, "streamed": False}
+    configuration = {"family": "resnet", "network": NETWORK, **shape}
+    return Plan(configuration=configuration, checkpoints=str(tmp_path / "fit"), **{**where, **how, **more})
+
+
+def test_a_fit_that_a_full_disk_stops_goes_on_when_there_is_room(tmp_path: Path) -> None:
+    plan = planned(tmp_path)
+    assert epochs.run(plan) is None
+    plan, before = replace(plan, epochs=2), Checkpoints(plan.checkpoints).state()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        said = str(epochs.run(plan))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "no space is left" in said
+    assert Checkpoints(plan.checkpoints).state() == before
+    assert epochs.run(plan) is None
+    assert [row["epoch"] for row in (Checkpoints(plan.checkpoints).state() or {})["curve"]] == [1, 2]
+
+
+def test_a_fit_whose_output_is_anothers_writes_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "lease.json").write_text('{"token": "mine"}')
+    plan = planned(tmp_path, lease=(str(tmp_path / "lease.json"), "mine"))
+    assert epochs.run(plan) is None
+    before = Checkpoints(plan.checkpoints).state()
+    (tmp_path / "lease.json").write_text('{"token": "anothers"}')
+    assert isinstance(epochs.run(replace(plan, epochs=2)), LeaseLostError)
+    assert Checkpoints(plan.checkpoints).state() == before
+
+
+def test_a_restart_within_a_command_counts_and_the_pause_between_two_does_not(tmp_path: Path) -> None:
+    plan = planned(tmp_path, epochs=None, seconds=3600.0)
+    saved = {"used": 100.0, "start": 0.0, "began": plan.began, "saved": time.time() - 50}
+    assert epochs._budget(plan, saved, 1).used == pytest.approx(150, abs=1)
+    assert epochs._budget(replace(plan, began=8.0), saved, 1).used == pytest.approx(100, abs=1)
+    waited = {**saved, "saved": time.time() - 86400}
+    assert epochs._budget(plan, waited, 1).used == pytest.approx(100 + epochs.LONGEST_RESTART, abs=1)
+
+
 def test_a_spent_budget_ends_the_fit_within_an_epoch(faces: Faces) -> None:
     learner, batches = make(RECIPE, faces)
     fit(learner, batches, 6, lambda step: 1.0 if step == 2 else 0.5)
@@ -239,40 +302,6 @@ def test_budget_by_steps_and_by_the_clock() -> None:
     assert 0.5 <= by_clock.progress(0) < 0.6
 
 
-class TestAugment:
-    images = torch.arange(2 * 48 * 48, dtype=torch.float32).reshape(2, 1, 48, 48) % 256
-
-    def test_none_changes_nothing(self) -> None:
-        augment = Augment(0.0, seed=0)
-        assert torch.equal(augment(self.images, augment.draws(0, 2)), self.images)
-
-    def test_keeps_shape_and_range_and_depends_on_the_step_alone(self) -> None:
-        augment = Augment(1.0, seed=0)
-        first, again, other = (augment(self.images, augment.draws(step, 2)) for step in (4, 4, 5))
-        assert first.shape == self.images.shape
-        assert first.min() >= 0 and first.max() <= 255  # noqa: PT018
-        assert torch.equal(first, again)
-        assert not torch.equal(first, other)
-
-    def test_what_a_step_draws_comes_from_seeds_of_their_own(self) -> None:
-        seeds = {seed_of(salt, seed, step) for salt in (1, 2, 3) for seed in range(4) for step in range(50)}
-        assert len(seeds) == 3 * 4 * 50
-
-    def test_a_worker_gets_its_rows_of_the_global_draw(self) -> None:
-        augment = Augment(1.0, seed=0)
-        draws = augment.draws(7, 2)
-        whole = augment(self.images, draws)
-        assert torch.allclose(augment(self.images[1:], draws[1:]), whole[1:], atol=1e-3)
-
-    @pytest.mark.parametrize("mixing", [{"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 0.4, "cutmix": 1.0}])
-    def test_pictures_and_targets_are_mixed_by_the_same_share(self, mixing: dict[str, float]) -> None:
-        images = torch.stack([torch.zeros(1, 4, 4), torch.ones(1, 4, 4)])
-        targets = torch.eye(2)
-        for step in range(20):
-            mixed, mixed_targets = mix(images, targets, Recipe(**mixing), 0, step)
-            torch.testing.assert_close(mixed.mean(dim=(1, 2, 3)), mixed_targets[:, 1])
-
-
 def test_votes_take_the_place_of_the_label(faces: Faces) -> None:
     votes = np.zeros((96, 2), dtype=np.float32)
     votes[0] = [3, 1]
@@ -281,6 +310,19 @@ def test_votes_take_the_place_of_the_label(faces: Faces) -> None:
     order = batches.indices(0).tolist()
     assert targets[order.index(0)].tolist() == [0.75, 0.25]
     assert targets[order.index(1)].tolist() == [0.0, 1.0]
+
+
+def test_votes_come_through_a_stream(tmp_path: Path) -> None:
+    draw(tmp_path / "faces", 80, seed=0)
+    votes = pd.DataFrame({"id": [f"{path.parent.name}/{path.name}" for path in (tmp_path / "faces").glob("*/*.png")]})
+    votes = votes.assign(happy=3, sad=1, surprised=0, neutral=0)
+    votes.to_csv(tmp_path / "votes.csv", index=False)
+    options: dict[str, Any] = {"votes": tmp_path / "votes.csv", "votes_classes": list(votes)[1:], "quiet": True}
+    fer_scale.ingest(tmp_path / "faces", tmp_path / "store", **options)
+    store = Store.open(str(tmp_path / "store"))
+    batches = StreamedBatches(Windows(store, "train", SMALL, batch_size=16, seed=0), len(store.classes), CPU)
+    wanted = [{"happy": 0.75, "sad": 0.25}.get(name, 0.0) for name in store.classes]
+    assert batches.batch(1)[1].tolist() == [wanted] * 16
 
 
 def test_stages_thaw_from_the_head_down(faces: Faces) -> None:
@@ -373,19 +415,11 @@ class Killed(Exception):
 def test_checkpoints_within_an_epoch_and_a_kill_between_them_change_no_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streamed: bool
 ) -> None:
-    draw(tmp_path / "faces", 80, seed=0)
-    fer_scale.ingest(tmp_path / "faces", tmp_path / "store", quiet=True)
-    configuration = {
-        "family": "resnet",
-        "network": {**NETWORK, "dropout": 0.3},
-        "preprocessing": {"size": 48, "channels": 1},
-        "recipe": {"batch_size": 16, "lr": 3e-3, "mixup": 0.2},
-        "test_time_flip": True,
-    }
-    how: dict[str, Any] = {"epochs": 2, "seconds": None, "began": 0.0, "seed": 0, "threads": 1, "gpu": False}
-    where: dict[str, Any] = {"store": str(tmp_path / "store"), "init_from": None, "streamed": streamed}
-    plan = Plan(configuration=configuration, checkpoints=str(tmp_path / "whole"), **where, **how)
-    epochs.run(plan, lambda row: None)
+    plan = planned(tmp_path, epochs=2, began=0.0, streamed=streamed)
+    network, recipe = {**NETWORK, "dropout": 0.3}, {"batch_size": 16, "lr": 3e-3, "mixup": 0.2}
+    configuration = {**plan.configuration, "network": network, "recipe": recipe, "test_time_flip": True}
+    plan = replace(plan, configuration=configuration)
+    epochs.run(plan)
     whole = Checkpoints(plan.checkpoints).state() or {}
     assert [row["epoch"] for row in whole["curve"]] == [1, 2]
     assert 0 < whole["start"] - epochs.LONGEST_START < 30  # for decades it has waited for others; and read the faces
@@ -394,22 +428,27 @@ def test_checkpoints_within_an_epoch_and_a_kill_between_them_change_no_step(
     monkeypatch.setattr(epochs, "SCORING_SHARE", 1e9)
     plan = replace(plan, checkpoints=str(tmp_path / "often"))
 
-    def killed(row: dict[str, Any]) -> None:
-        if row["step"] == 2:
-            raise Killed
+    steps: list[int] = []
 
+    class Mortal(Checkpoints):
+        def save(self, learner: Learner, state: dict[str, Any], is_best: bool) -> None:
+            super().save(learner, state, is_best)
+            steps.append(learner.step)
+            if steps == [1, 2]:
+                raise Killed
+
+    monkeypatch.setattr(epochs, "Checkpoints", Mortal)
     with pytest.raises(Killed):
-        epochs.run(plan, killed)
-    reported: list[int] = []
-    epochs.run(plan, lambda row: reported.append(row["step"]))
-    assert reported[0] == 3
+        epochs.run(plan)
+    epochs.run(plan)
+    assert steps[:4] == [1, 2, 3, 4]
     often = Checkpoints(plan.checkpoints).state() or {}
     assert [row["step"] for row in often["curve"]] == list(range(1, whole["step"] + 1))
     assert often["best_file"] == whole["best_file"]
     mean = np.mean([row["train_loss"] for row in often["curve"]])
     assert mean == pytest.approx(np.mean([row["train_loss"] for row in whole["curve"]]))
     one, other = (
-        load_file(tmp_path / folder / state["files"][-1]) for folder, state in (("whole", whole), ("often", often))
+        load_file(tmp_path / folder / state["files"][-1]) for folder, state in (("fit", whole), ("often", often))
     )
     assert one.keys() == other.keys()
     for name, value in one.items():

@@ -51,6 +51,18 @@ class Forgetful(BaseHTTPRequestHandler):
         """Says nothing."""
 
 
+def test_after_the_last_check_no_heartbeat_makes_the_folder_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "BEAT_SECONDS", 0.05)
+    out = tmp_path / "out"
+    with Lease(str(out), "a run") as lease:
+        lease.check(last=True)
+        shutil.rmtree(out)
+        time.sleep(0.3)
+        assert not out.exists()
+
+
 @pytest.fixture
 def forgetful(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Forgetful]]:
     class Endpoint(Forgetful):
