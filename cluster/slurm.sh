@@ -39,11 +39,14 @@ if [ "$others" -gt 0 ]; then
     sleep 15
 fi
 
-# The batch shell passes Slurm's SIGTERM on, two minutes before the end, so that the verb ends as after Ctrl-C.
-srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" --export=ALL fer-scale "$@" &
+# The batch shell, on the first node, passes Slurm's SIGTERM on, two minutes before the end, so that the verb ends as
+# after Ctrl-C. Under srun it would be killed: srun takes SIGTERM as the end of the step.
+fer-scale "$@" &
 verb=$!
-trap 'kill -TERM $verb' TERM
-code=0
-wait "$verb" || code=$?
-wait "$verb" 2>/dev/null || true
+trap 'kill -TERM "$verb"' TERM
+while true; do
+    code=0
+    wait "$verb" || code=$?  # a signal ends the wait, but not yet the verb
+    kill -0 "$verb" 2>/dev/null || break
+done
 exit "$code"

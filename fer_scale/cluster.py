@@ -34,6 +34,7 @@ from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 from ray.exceptions import AuthenticationError, RaySystemError
 
 from fer_scale.console import say, warn
+from fer_scale.durations import parse_seconds
 from fer_scale.errors import InputError
 from fer_scale.machines import TOLERANCE, Machine, Machines
 
@@ -42,9 +43,10 @@ AUTHENTICATION = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 CONNECT_SECONDS = 10.0
 """How long a cluster may take to accept a connection."""
 
-AUTOSCALER_SECONDS = float(os.environ.get("FER_SCALE_AUTOSCALER_SECONDS", "0"))
+_wait = os.environ.get("FER_SCALE_AUTOSCALER_SECONDS") or "0"
+AUTOSCALER_SECONDS = 0.0 if _wait == "0" else parse_seconds(_wait, "FER_SCALE_AUTOSCALER_SECONDS")
 """How long to wait for machines that an autoscaler brings; 0 where there is none, which Ray does not tell."""
-AUTOSCALER_GPUS = os.environ.get("FER_SCALE_AUTOSCALER_GPUS", "0") != "0"
+AUTOSCALER_GPUS = os.environ.get("FER_SCALE_AUTOSCALER_GPUS", "").lower() in ("1", "true", "yes")
 """Whether it brings machines with GPUs, which Ray does not tell either."""
 
 

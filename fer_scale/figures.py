@@ -137,6 +137,11 @@ def reliability(before: Sequence[dict[str, float]], after: Sequence[dict[str, fl
     return drawing.svg
 
 
+def plain(name: str) -> str:
+    """A name as matplotlib writes it: it reads $ as the beginning of a formula and leaves out what begins with _."""
+    return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
+
+
 def lines(
     series: Sequence[tuple[str, Series, Series]],
     title: str,
@@ -157,7 +162,7 @@ def lines(
         axes = drawing.axes
         for index, (name, at, values) in enumerate(series):
             style = ("-", "--", ":")[index // 8 % 3]  # where the colours begin anew
-            axes.plot(at, values, color=colour(index), linestyle=style, label=name)
+            axes.plot(at, values, color=colour(index), linestyle=style, label=plain(name))
         if percent[0]:
             percent_axis(axes.xaxis)
         elif all(float(value).is_integer() for _, at, _ in series for value in at):

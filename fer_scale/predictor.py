@@ -1,6 +1,7 @@
 """Bundle to probabilities: the one inference path of evaluate, label and serve."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -15,6 +16,8 @@ from fer_scale.learning.calibration import probabilities
 Images = npt.NDArray[np.uint8]
 Logits = npt.NDArray[np.float32]
 EngineName = Literal["auto", "onnx", "torch"]
+QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""Of a container (cgroup v2): microseconds of CPU, and in how many."""
 
 
 class Engine(Protocol):
@@ -81,7 +84,7 @@ class Predictor:
 
             return cls(bundle, TorchEngine(bundle), batch_size=1024)
         if engine == "onnx":
-            return cls(bundle, OnnxEngine(bundle.onnx, threads or len(os.sched_getaffinity(0))))
+            return cls(bundle, OnnxEngine(bundle.onnx, threads or _cores()))
         raise InputError(f"engine {engine!r}", "auto, onnx or torch", "name one of them")
 
     def logits(self, images: Images) -> Logits:
@@ -94,3 +97,12 @@ class Predictor:
     def probabilities(self, images: Images) -> npt.NDArray[np.float32]:
         """uint8 ``[N, C, S, S]`` to calibrated probabilities float32 ``[N, K]``; rows sum to 1."""
         return probabilities(self.logits(images), self.bundle.temperature)
+
+
+def _cores() -> int:
+    """CPUs that this process may use: by its affinity, and by its container's quota."""
+    found = len(os.sched_getaffinity(0))
+    with suppress(OSError, ValueError):  # no such group, or "max"
+        quota, period = QUOTA.read_text().split()
+        found = min(found, max(1, int(quota) // int(period)))
+    return found

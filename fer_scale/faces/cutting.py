@@ -32,6 +32,8 @@ class Cut:
     """uint8 ``[C, S, S]`` a face; one, where the picture is taken as it is."""
     faces: list[Face]
     """The largest first; empty where the picture is taken as it is."""
+    unpacked: int
+    """Pixels of the picture."""
     shown: Shown | None = None
 
 
@@ -56,10 +58,11 @@ def cut(
     """
     image = decode(data, max_bytes=max_bytes, max_pixels=max_pixels)
     if detector is None:
-        return Cut([to_array(image, preprocessing)], [])
+        return Cut([to_array(image, preprocessing)], [], image.width * image.height)
     found = detector.cut(image)
     pixels = [to_array(square, preprocessing) for _, square in found]
-    return Cut(pixels, [face for face, _ in found], _small(image) if show else None)
+    faces, unpacked = [face for face, _ in found], image.width * image.height
+    return Cut(pixels, faces, unpacked, _small(image) if show else None)
 
 
 def _small(image: Image.Image) -> Shown:

@@ -1,7 +1,9 @@
 """``fer-scale doctor``: is the cluster fit for the verbs, and what to do where it is not."""
 
+import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -92,7 +94,8 @@ def _examine(cluster: Cluster, path: str | None, cpus: float, gpus: float) -> li
         if probe:
             files.delete(probe)
             if fresh:
-                files.delete(path or "")
+                with suppress(OSError):  # others have written into it meanwhile
+                    os.rmdir(path or "")
     return found
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import subprocess
+import time
 import tomllib
 import zipfile
 from collections.abc import Iterator
@@ -146,6 +147,7 @@ def test_serve_takes_the_configuration_file(tmp_path: Path) -> None:
     args = {**application.args, "bundle": str(tmp_path), "token_file": str(tmp_path / "token")}
     built = call_user_app_builder_with_args_if_necessary(build, args)
     assert built._bound_deployment._deployment_config.autoscaling_config.max_replicas == 8
+    assert build({**args, "replicas": 2})._bound_deployment._deployment_config.autoscaling_config.min_replicas == 2
     assert build({**args, "replicas": 0})._bound_deployment._deployment_config.autoscaling_config.min_replicas == 0
     for wrong in ({"replicas": 9}, {"max_replicas": 0}, {"replica": 1}):
         with pytest.raises(InputError):
@@ -204,6 +206,38 @@ def test_what_a_job_uploads_is_small(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["slurm.sh"])
 def test_scripts_are_shell(name: str) -> None:
     subprocess.run(["bash", "-n", str(CLUSTER / name)], check=True)
+
+
+def test_kuberay_finds_the_port_to_make_a_service_of() -> None:
+    (manifest,) = documents(CLUSTER / "kubernetes/rayservice.yaml")
+    (head,) = manifest["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["containers"]
+    assert {"name": "serve", "containerPort": 8000} in head["ports"]
+
+
+def test_slurm_tells_the_verb_to_stop_and_gives_its_code(tmp_path: Path) -> None:
+    stubs = {
+        "activate": "",
+        "scontrol": "echo here",
+        "srun": 'while [ "${1#--}" != "$1" ]; do shift; done\nexec "$@"',
+        "hostname": "echo 127.0.0.1",
+        "ray": '[ "$1" = health-check ] || exec sleep 1',
+        "fer-scale": f"trap 'echo stopped $1; exit 130' TERM\necho begun > {tmp_path}/begun\n"
+        "for _ in $(seq 100); do sleep 0.1; done",
+    }
+    (tmp_path / "bin").mkdir()
+    for name, text in stubs.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    job = {"SLURM_JOB_NODELIST": "here", "SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1", "SLURM_CPUS_PER_TASK": "2"}
+    found = {**os.environ, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "FER_SCALE_ENV": str(tmp_path), **job}
+    script = subprocess.Popen([CLUSTER / "slurm.sh", "label", "a", "b"], env=found, stdout=subprocess.PIPE, text=True)
+    until = time.monotonic() + 20
+    while not (tmp_path / "begun").exists():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    script.terminate()
+    out, _ = script.communicate(timeout=20)
+    assert (script.returncode, out) == (130, "stopped label\n")
 
 
 def test_the_image_has_what_it_copies() -> None:

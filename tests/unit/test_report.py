@@ -1,5 +1,6 @@
 """The pages stand alone, escape what they are given, and survive searches that went badly."""
 
+import html
 import json
 import re
 from html.parser import HTMLParser
@@ -174,3 +175,10 @@ def test_pictures_are_small() -> None:
     large = report.picture(Image.effect_noise((2000, 1000), 40))
     assert large.startswith("data:image/png;base64,")
     assert len(large) < 10_000
+
+
+def test_a_name_is_drawn_as_it_is() -> None:
+    series = [(name, [0.0, 1.0], [0.0, 1.0]) for name in ("_best", "run$_$1", "$\\frac$")]
+    drawn = figures.lines(series, "title", "x", "y")
+    for name in ("_best", "run$_$1", "$\\frac$"):
+        assert name in html.unescape(str(drawn))

@@ -3,10 +3,13 @@
 import asyncio
 import io
 import json
+import socket
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,15 +20,16 @@ from fer_scale.errors import InputError
 from fer_scale.faces.images import prepare
 from fer_scale.learning.acceptance import Acceptance
 from fer_scale.predictor import Predictor
-from fer_scale.verbs.serve import metrics
-from fer_scale.verbs.serve.batching import Answer, Batcher, Overloaded
+from fer_scale.verbs.serve import metrics, web
+from fer_scale.verbs.serve import service as service_module
+from fer_scale.verbs.serve.batching import Answer, Batcher, Overloaded, Waiting
 from fer_scale.verbs.serve.limits import Limits
-from fer_scale.verbs.serve.metrics import Counts, Tally, render
-from fer_scale.verbs.serve.service import Service
+from fer_scale.verbs.serve.metrics import Counts, Snapshot, Tally, render
+from fer_scale.verbs.serve.service import BadImages, Service
 from fer_scale.verbs.serve.token import read_token
-from fer_scale.verbs.serve.web import PAGE, create_app
+from fer_scale.verbs.serve.web import PAGE, Alone, create_app
 from tests.bundles import write_bundle
-from tests.serving import picture
+from tests.serving import listening, picture
 
 PROBLEM = "application/problem+json"
 PATH = "/v1/predict"
@@ -197,8 +201,8 @@ def test_the_tally_sums_over_replicas_and_keeps_the_gone(monkeypatch: pytest.Mon
     one.add("fer_scale_images_total", 2, label='a "b"\n')
     one.observe("fer_scale_request_seconds", 0.3, (0.1, 1.0))
     other.add("fer_scale_images_total", 3, label='a "b"\n')
-    asyncio.run(tally.hand_in("one", one.snapshot()))
-    asyncio.run(tally.hand_in("other", other.snapshot()))
+    asyncio.run(tally.hand_in("one", one.snapshot(), True))
+    asyncio.run(tally.hand_in("other", other.snapshot(), True))
     text = render(asyncio.run(tally.total()))
     assert 'fer_scale_images_total{label="a \\"b\\"\\n"} 5' in text
     assert 'fer_scale_request_seconds_bucket{le="1"} 1' in text
@@ -209,10 +213,31 @@ def test_the_tally_sums_over_replicas_and_keeps_the_gone(monkeypatch: pytest.Mon
     monkeypatch.setattr(metrics, "GONE_SECONDS", 0.0)
     monkeypatch.setattr(metrics, "ALIVE_SECONDS", 5.0)
     for at in range(300):
-        asyncio.run(tally.hand_in(str(at), one.snapshot()))
+        asyncio.run(tally.hand_in(str(at), one.snapshot(), True))
     text = render(asyncio.run(tally.total()))
     assert f'fer_scale_images_total{{label="a \\"b\\"\\n"}} {5 + 2 * 300}' in text
     assert "fer_scale_replicas 1" in text
+
+
+def test_a_tally_that_begins_anew_counts_from_there(predictor: Predictor) -> None:
+    tally, old = Tally(), Counts()
+    old.add("fer_scale_images_total", 1000, label="happy")
+    asyncio.run(tally.hand_in("old", old.snapshot(), False))
+    old.add("fer_scale_images_total", 7, label="happy")
+    asyncio.run(tally.hand_in("old", old.snapshot(), False))
+    assert asyncio.run(tally.total())["fer_scale_images_total", 'label="happy"'] == 7
+
+    class Stuck(Alone):
+        """While Ray replaces it."""
+
+        async def total(self) -> Snapshot:
+            await asyncio.sleep(60)
+            return {}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(web, "TALLY_SECONDS", 0.1)
+        with TestClient(create_app(Service(predictor, Limits()), Stuck())) as client:
+            check_problem(client.get("/metrics"), 503, "tally")
 
 
 def test_a_token_guards_the_answers_and_not_the_page(predictor: Predictor, tmp_path: Path) -> None:
@@ -256,15 +281,18 @@ def test_a_fault_is_a_500_that_says_nothing_of_the_inside(
         assert client.get("/healthz").status_code == 200
 
 
-def rows(requests: list[Sequence[bytes]]) -> list[Answer]:
-    return [np.array([[len(data)] for data in images], dtype=np.float32) for images in requests]
+def rows(requests: Sequence[Waiting]) -> list[Answer]:
+    return [
+        np.array([[len(data)] for data in images], dtype=np.float32)
+        for images in (request.images for request in requests)
+    ]
 
 
 def test_what_arrives_while_a_batch_runs_makes_the_next() -> None:
     batches: list[int] = []
     gate = threading.Event()
 
-    def slow(requests: list[Sequence[bytes]]) -> list[Answer]:
+    def slow(requests: Sequence[Waiting]) -> list[Answer]:
         gate.wait(5)
         return rows(requests)
 
@@ -290,9 +318,9 @@ def test_what_arrives_while_a_batch_runs_makes_the_next() -> None:
 def test_a_full_queue_refuses_at_once_and_a_fault_ends_nothing() -> None:
     gate = threading.Event()
 
-    def faulty(requests: list[Sequence[bytes]]) -> list[Answer]:
+    def faulty(requests: Sequence[Waiting]) -> list[Answer]:
         gate.wait(5)
-        if any(images == [b"bad"] for images in requests):
+        if any(request.images == [b"bad"] for request in requests):
             raise ValueError("engine")
         return rows(requests)
 
@@ -312,12 +340,51 @@ def test_a_full_queue_refuses_at_once_and_a_fault_ends_nothing() -> None:
     asyncio.run(scene())
 
 
+def test_a_request_is_bounded_as_a_whole_and_nothing_is_read_for_a_client_that_left(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_module, "REQUEST_PIXELS", 1)
+    size = 100
+    limits = Limits(max_pixels=2 * size * size)
+    with TestClient(create_app(Service(predictor, limits))) as client:
+        large = picture(0, size)
+        assert client.post(PATH, files=parts(large, large, large)).status_code == 200
+        document = check_problem(client.post(PATH, files=parts(*[large] * 5)), 413, "image-too-large")
+    assert [error["index"] for error in document["errors"]] == [3, 4]
+    service = Service(predictor, limits)
+    loop = asyncio.new_event_loop()
+    left, waits = (Waiting([b"no picture", large], loop.create_future()) for _ in range(2))
+    left.answer.cancel()
+    gone, bad = service._compute([left, waits])
+    assert isinstance(gone, TimeoutError)
+    assert isinstance(bad, BadImages)
+    service.close()
+    loop.close()
+
+
+def test_a_body_that_is_being_read_counts(predictor: Predictor) -> None:
+    service = Service(predictor, Limits(max_waiting=1, max_seconds=5))
+    with listening(service) as url:
+        address = (url.split("/")[2].split(":")[0], int(url.rsplit(":", 1)[1]))
+        with socket.create_connection(address) as slow:
+            slow.sendall(b"POST /v1/predict HTTP/1.1\r\nHost: here\r\nContent-Length: 100\r\n\r\nfirst")
+            until = time.monotonic() + 5
+            while not service.full:
+                assert time.monotonic() < until
+                time.sleep(0.01)
+            check_problem(httpx.post(f"{url}{PATH}", content=picture(0)), 503, "overloaded")
+        while service.full:
+            assert time.monotonic() < until + 5
+            time.sleep(0.01)
+        assert httpx.post(f"{url}{PATH}", content=picture(0)).status_code == 200
+
+
 def test_overload_and_slow_answers_are_503_with_retry_after(predictor: Predictor) -> None:
     gate = threading.Event()
     service = Service(predictor, Limits(max_waiting=1, max_seconds=3))
     compute = service.batcher._compute
 
-    def waits(requests: list[Sequence[bytes]]) -> list[Answer]:
+    def waits(requests: Sequence[Waiting]) -> list[Answer]:
         gate.wait(10)
         return compute(requests)
 
@@ -326,7 +393,7 @@ def test_overload_and_slow_answers_are_503_with_retry_after(predictor: Predictor
         answers: list = []
         slow = threading.Thread(target=lambda: answers.append(client.post(PATH, content=picture(0))))
         slow.start()
-        while not service.batcher.full:
+        while not service.full:
             gate.wait(0.01)
         for response in (client.post(PATH, content=picture(0)), client.get("/readyz")):
             check_problem(response, 503, "overloaded")

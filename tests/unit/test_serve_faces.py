@@ -15,6 +15,8 @@ from fer_scale.labelling.worker import Worker
 from fer_scale.learning.acceptance import Acceptance
 from fer_scale.predictor import Predictor
 from fer_scale.verbs.serve import service as service_module
+from fer_scale.verbs.serve.batching import Overloaded
+from fer_scale.verbs.serve.detecting import Finder
 from fer_scale.verbs.serve.limits import Limits
 from fer_scale.verbs.serve.service import Service
 from fer_scale.verbs.serve.web import create_app
@@ -128,3 +130,18 @@ def test_without_the_extra_it_says_so(predictor: Predictor, monkeypatch: pytest.
         assert client.get("/v1/model").json()["detection"] is None
         (query,) = client.get("/openapi.json").json()["paths"]["/v1/predict"]["post"]["parameters"]
         assert query["schema"]["enum"] == ["crop"]
+
+
+@needs_mtcnn
+def test_photographs_of_a_request_are_taken_together_or_not_at_all(predictor: Predictor) -> None:
+    finder = Finder(predictor.preprocessing, Limits(max_waiting=3))
+    with finder.room(2):
+        with pytest.raises(Overloaded), finder.room(2):
+            pass
+        assert finder.waiting == 2
+        with finder.room(1):
+            assert finder.full
+    with finder.room(64):  # more than may wait, but nobody else does
+        assert finder.full
+    assert finder.waiting == 0
+    finder.close()

@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any
 
 from fer_scale import cluster, console
-from fer_scale.errors import InputError
+from fer_scale.errors import FerScaleError, InputError
 from fer_scale.verbs.serve.limits import Limits, share
 from fer_scale.verbs.serve.token import read_token
 
@@ -79,10 +79,11 @@ def serve(
     """
     console.set_quiet(quiet)
     began = time.monotonic()
-    ended = threading.Event()
+    ended = False
 
     def end(_signal: int, _frame: FrameType | None) -> None:
-        ended.set()
+        nonlocal ended  # no Event: its lock may be held by the very wait that the signal interrupts
+        ended = True
 
     arguments = {"token_file": token_file, "max_bytes": max_bytes, "max_images": max_images, "max_error": max_error}
     with endpoint(bundle, host=host, port=port, replicas=replicas, arguments=arguments) as running:
@@ -90,8 +91,8 @@ def serve(
         before = signal.signal(signal.SIGTERM, end) if in_main else None
         try:
             console.say(f"{running.url}  (model {running.model_id}, replicas: {running.replicas}; Ctrl-C ends it)")
-            while not ended.wait(1.0):  # in steps, so that Ctrl-C is seen
-                pass
+            while not ended:
+                time.sleep(0.2)
         finally:
             if in_main:
                 signal.signal(signal.SIGTERM, before)
@@ -138,9 +139,9 @@ def endpoint(
         from fer_scale.verbs.serve.app import application
 
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
-        if not joined.ours and ray_serve.status().applications:
+        if not joined.ours and ((there := ray_serve.status()).applications or there.proxies):
             raise InputError(
-                "a cluster on which Ray Serve has applications already",
+                "a cluster on which Ray Serve runs already, with a host and a port of its own",
                 "one without",
                 "add this one with: serve deploy, or serve run fer_scale.verbs.serve.app:build bundle=PATH",
             )
@@ -235,5 +236,8 @@ def _wait(host: str, port: int) -> None:
         finally:
             connection.close()
         if time.monotonic() > deadline:
-            raise RuntimeError(f"the endpoint did not answer within {SMOKE_SECONDS:.0f} s: {problem}")
+            raise FerScaleError(
+                f"the endpoint did not answer at {host}:{port} within {SMOKE_SECONDS:.0f} s ({problem}); a cluster's head "
+                "listens, so run this there, or use serve deploy"
+            )
         time.sleep(0.05)

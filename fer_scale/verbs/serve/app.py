@@ -27,8 +27,10 @@ from fer_scale.verbs.serve.web import create_app
 ROOM = 32
 """Requests that a replica takes beyond `Limits.max_waiting`: health is answered, and refusals are its own."""
 
-SCALING = {"initial_replicas": 1, "target_ongoing_requests": 16, "upscale_delay_s": 5, "downscale_delay_s": 30}
+SCALING = {"target_ongoing_requests": 16, "upscale_delay_s": 5, "downscale_delay_s": 30}
 """One replica more where each has over 16 requests at hand for 5 s, one less where fewer would do for 30 s."""
+CLOSING_SECONDS = 5
+"""Beyond `Limits.max_seconds`, for a replica that is taken away to answer what it has."""
 
 
 class _Shared:
@@ -38,8 +40,8 @@ class _Shared:
         self._tally = tally
         self._replica = replica
 
-    async def hand_in(self, counts: Snapshot) -> None:
-        await self._tally.hand_in.remote(self._replica, counts)
+    async def hand_in(self, counts: Snapshot, first: bool) -> None:
+        await self._tally.hand_in.remote(self._replica, counts, first)
 
     async def total(self) -> Snapshot:
         found: Snapshot = await self._tally.total.remote()
@@ -50,7 +52,6 @@ class _Shared:
     ray_actor_options={"num_cpus": 1},
     backpressure_config=BackpressureConfig(status_code=503, retry_after_s=1),
     health_check_period_s=5,
-    graceful_shutdown_timeout_s=35,
     graceful_shutdown_wait_loop_s=0.5,
 )
 @serve.ingress()
@@ -131,6 +132,7 @@ def application(args: dict[str, Any], address: tuple[str, int] | None = None) ->
         autoscaling_config={**SCALING, "min_replicas": replicas, "max_replicas": most}
         if "max_replicas" in args
         else None,
+        graceful_shutdown_timeout_s=limits.max_seconds + CLOSING_SECONDS,
         max_ongoing_requests=limits.max_waiting + ROOM,
         max_queued_requests=2 * limits.max_waiting * most,
     )

@@ -19,18 +19,26 @@ Answer = npt.NDArray[np.float32] | Exception
 Picture = bytes | npt.NDArray[np.uint8]
 """An encoded image, or a face that was cut out already: uint8 ``[C, S, S]``."""
 
-Compute = Callable[[list[Sequence[Picture]]], list[Answer]]
-"""The images of some requests to one answer a request; called on a thread of its own."""
-
 
 class Overloaded(Exception):
     """As many requests wait as may; this one was not taken."""
 
 
 @dataclass
-class _Waiting:
+class Waiting:
+    """A request in the queue or in a batch."""
+
     images: Sequence[Picture]
     answer: asyncio.Future[npt.NDArray[np.float32]]
+
+    @property
+    def gone(self) -> bool:
+        """Whether nobody waits for its answer any more."""
+        return self.answer.done()
+
+
+Compute = Callable[[Sequence[Waiting]], list[Answer]]
+"""Some requests to one answer a request; called on a thread of its own."""
 
 
 class Batcher:
@@ -55,7 +63,7 @@ class Batcher:
         self._max_images = max_images
         self._max_waiting = max_waiting
         self._observe = observe
-        self._queue: deque[_Waiting] = deque()
+        self._queue: deque[Waiting] = deque()
         self._inside = 0
         self._worker: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
@@ -79,7 +87,7 @@ class Batcher:
         """
         if self.full:
             raise Overloaded
-        waiting = _Waiting(images, asyncio.get_running_loop().create_future())
+        waiting = Waiting(images, asyncio.get_running_loop().create_future())
         self._queue.append(waiting)
         self._inside += 1
         try:
@@ -93,13 +101,13 @@ class Batcher:
         """Let the thread end; what is being computed is finished."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _take(self) -> list[_Waiting]:
+    def _take(self) -> list[Waiting]:
         """The next batch; requests whose client has gone are dropped unseen."""
-        batch: list[_Waiting] = []
+        batch: list[Waiting] = []
         images = 0
         while self._queue:
             head = self._queue[0]
-            if not head.answer.done():
+            if not head.gone:
                 if batch and images + len(head.images) > self._max_images:
                     break
                 batch.append(head)
@@ -115,11 +123,11 @@ class Batcher:
                     self._observe(sum(len(waiting.images) for waiting in batch))
                 answers: list[Answer]
                 try:
-                    answers = await loop.run_in_executor(self._thread, self._compute, [w.images for w in batch])
+                    answers = await loop.run_in_executor(self._thread, self._compute, batch)
                 except Exception as error:  # a fault of the engine: each request's answer, not the queue's end
                     answers = [error] * len(batch)
                 for waiting, answer in zip(batch, answers, strict=True):
-                    if waiting.answer.done():
+                    if waiting.gone:
                         continue
                     if isinstance(answer, Exception):
                         waiting.answer.set_exception(answer)

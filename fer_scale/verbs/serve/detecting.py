@@ -1,7 +1,9 @@
 """Faces in photographs, on a thread of its own: a search takes as long as hundreds of crops, which should not wait."""
 
 import asyncio
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from importlib.util import find_spec
 
 from fer_scale.faces.cutting import Cut, cut
@@ -29,23 +31,36 @@ class Finder:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="faces")
         self._detector: Detector | None = None
         self.waiting = 0
-        """Photographs taken and not searched yet."""
+        """Photographs of requests that have not been answered."""
+
+    @property
+    def full(self) -> bool:
+        """Whether a further photograph would be refused."""
+        return self.waiting >= self._limits.max_waiting
+
+    @contextmanager
+    def room(self, photographs: int) -> Iterator[None]:
+        """Hold room for all photographs of a request: a part of them would be searched for nothing.
+
+        Raises:
+            Overloaded: so many more would be more than may wait, unless no other does.
+        """
+        if self.waiting and self.waiting + photographs > self._limits.max_waiting:
+            raise Overloaded
+        self.waiting += photographs
+        try:
+            yield
+        finally:
+            self.waiting -= photographs
 
     async def cut(self, photograph: bytes) -> Cut:
         """The faces of a photograph, cut out; a caller who is cancelled in time costs nothing.
 
         Raises:
-            Overloaded: as many photographs wait as may.
             ImageError: the bytes give no picture.
             NoFaceError: there is no face in it.
         """
-        if self.waiting >= self._limits.max_waiting:
-            raise Overloaded
-        self.waiting += 1
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, self._cut, photograph)
-        finally:
-            self.waiting -= 1
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._cut, photograph)
 
     def close(self) -> None:
         """Let the thread end; the photograph that is being searched is finished."""

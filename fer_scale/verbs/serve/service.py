@@ -17,7 +17,7 @@ from fer_scale.faces.detection import NoFaceError
 from fer_scale.faces.images import ImageError
 from fer_scale.learning.acceptance import Acceptance
 from fer_scale.predictor import Predictor
-from fer_scale.verbs.serve.batching import Answer, Batcher, Overloaded, Picture
+from fer_scale.verbs.serve.batching import Answer, Batcher, Overloaded, Waiting
 from fer_scale.verbs.serve.body import read_images
 from fer_scale.verbs.serve.detecting import Finder, available
 from fer_scale.verbs.serve.limits import Limits
@@ -25,6 +25,8 @@ from fer_scale.verbs.serve.metrics import IMAGES, Counts
 from fer_scale.verbs.serve.problems import Problem
 
 BATCH_IMAGES = 64
+REQUEST_PIXELS = 8
+"""Times `Limits.max_pixels`: of all images of a request. A few kilobytes unpack to as many, one after the other."""
 DIGITS = 7
 """Decimals of a probability in the answer: more than the 1e-5 within which `label` agrees."""
 
@@ -62,6 +64,8 @@ class Service:
             observe=lambda n: self.counts.observe("fer_scale_batch_images", n, IMAGES),
         )
         self._finder = Finder(predictor.preprocessing, limits)
+        self.waiting = 0
+        """Requests whose body is read, that wait or are computed."""
         self.faces = ("crop", "detect") if available() else ("crop",)
         self._token_digest = token_digest
         self._acceptance = acceptance
@@ -82,16 +86,28 @@ class Service:
             challenge = {"WWW-Authenticate": 'Bearer realm="fer-scale"'}
             raise Problem(401, "token", "no valid token; send the header Authorization: Bearer TOKEN", challenge)
 
+    @property
+    def full(self) -> bool:
+        """Whether the next request would be refused."""
+        return self.waiting >= self.limits.max_waiting
+
     async def predict(self, request: Request) -> dict[str, Any]:
         """The answer to one request.
 
         Raises:
             Problem: the request cannot be answered.
         """
-        began = time.perf_counter()
         faces = self._faces_wanted(request)
-        if self.batcher.full:  # before the body is read: an overloaded replica should not fill its memory
+        if self.full or (faces == "detect" and self._finder.full):  # before its body takes any memory
             raise overloaded()
+        self.waiting += 1
+        try:
+            return await self._predicted(request, faces)
+        finally:
+            self.waiting -= 1
+
+    async def _predicted(self, request: Request, faces: str) -> dict[str, Any]:
+        began = time.perf_counter()
         names: Sequence[str] = ()
         deadline = asyncio.get_running_loop().time() + self.limits.max_seconds
         try:
@@ -130,7 +146,8 @@ class Service:
 
     async def _photographs(self, images: Sequence[bytes]) -> list[dict[str, Any]]:
         """A result an image, with all faces in it."""
-        found = await asyncio.gather(*map(self._photograph, images), return_exceptions=True)
+        with self._finder.room(len(images)):
+            found = await asyncio.gather(*map(self._photograph, images), return_exceptions=True)
         bad = [(at, error) for at, error in enumerate(found) if isinstance(error, ImageError)]
         for error in found:
             if isinstance(error, BaseException) and not isinstance(error, ImageError):
@@ -187,32 +204,49 @@ class Service:
         status, kind = (413, "image-too-large") if large else (422, "image-unreadable")
         return Problem(status, kind, f"{which} is {first.reason}: {first.detail}{others}", errors=errors)
 
-    def _compute(self, requests: list[Sequence[Picture]]) -> list[Answer]:
+    def _compute(self, requests: Sequence[Waiting]) -> list[Answer]:
         """One batch, on the engine's thread: decode, then run the network once over all that could be."""
-        arrays: list[npt.NDArray[np.uint8]] = []
-        answers: list[Answer | None] = []
-        for images in requests:
-            mine, bad = [], []
-            for at, image in enumerate(images):
-                try:
-                    mine += [image] if isinstance(image, np.ndarray) else self._crop(image)
-                except ImageError as error:
-                    bad.append((at, error))
-            answers.append(BadImages(bad) if bad else None)
-            if not bad:
-                arrays += mine
-        probabilities = self.predictor.probabilities(np.stack(arrays)) if arrays else None
+        decoded = [self._decoded(request) for request in requests]
+        arrays = [array for found in decoded if not isinstance(found, Exception) for array in found]
+        probabilities = self.predictor.probabilities(np.stack(arrays)) if arrays else np.empty(0, np.float32)
+        answers: list[Answer] = []
         done = 0
-        for at, images in enumerate(requests):
-            if answers[at] is None and probabilities is not None:
-                answers[at] = probabilities[done : done + len(images)]
-                done += len(images)
-        return [answer for answer in answers if answer is not None]
+        for found in decoded:
+            if isinstance(found, Exception):
+                answers.append(found)
+            else:
+                answers.append(probabilities[done : done + len(found)])
+                done += len(found)
+        return answers
 
-    def _crop(self, image: bytes) -> list[npt.NDArray[np.uint8]]:
-        limits = self.limits
-        preprocessing = self.predictor.preprocessing
-        return cut(image, preprocessing, None, max_bytes=limits.max_bytes, max_pixels=limits.max_pixels).pixels
+    def _decoded(self, request: Waiting) -> list[npt.NDArray[np.uint8]] | Exception:
+        """What the network is to see of a request's images, or why it sees none."""
+        limits, unpacked = self.limits, 0
+        pixels: list[npt.NDArray[np.uint8]] = []
+        bad: list[tuple[int, ImageError]] = []
+        for at, image in enumerate(request.images):
+            if request.gone:  # nobody reads the answer, and others wait for this thread
+                return TimeoutError()
+            if isinstance(image, np.ndarray):
+                pixels.append(image)
+                continue
+            try:
+                if unpacked > REQUEST_PIXELS * limits.max_pixels:
+                    most = REQUEST_PIXELS * limits.max_pixels
+                    raise ImageError("too_large", f"more than {most:,} pixels before it in one request; send fewer")
+                found = cut(
+                    image,
+                    self.predictor.preprocessing,
+                    None,
+                    max_bytes=limits.max_bytes,
+                    max_pixels=limits.max_pixels,
+                )
+            except ImageError as error:
+                bad.append((at, error))
+            else:
+                pixels += found.pixels
+                unpacked += found.unpacked
+        return BadImages(bad) if bad else pixels
 
     def card(self) -> dict[str, Any]:
         """What is being served: the facts of the model card, and the limits."""

@@ -17,7 +17,8 @@ from fer_scale.verbs.serve import openapi
 from fer_scale.verbs.serve.edge import Edge, Handler
 from fer_scale.verbs.serve.listening import listening
 from fer_scale.verbs.serve.metrics import Snapshot, Tally, render
-from fer_scale.verbs.serve.service import Service, overloaded
+from fer_scale.verbs.serve.problems import Problem
+from fer_scale.verbs.serve.service import RETRY, Service, overloaded
 
 PAGE = Path(__file__).parent / "page"
 MEDIA_TYPES = {
@@ -30,14 +31,17 @@ MEDIA_TYPES = {
 HEARTBEAT_SECONDS = 1.0
 """Between two hand-ins of a replica's counts."""
 
+TALLY_SECONDS = 2.0
+"""For which the sum over all replicas is waited for: Ray replaces the tally when another bundle rolls in."""
+
 logger = logging.getLogger("ray.serve")
 
 
 class Shared(Protocol):
     """The `Tally` of all replicas, as one of them sees it."""
 
-    async def hand_in(self, counts: Snapshot) -> None:
-        """Take this replica's counts."""
+    async def hand_in(self, counts: Snapshot, first: bool) -> None:
+        """Take this replica's counts; ``first``: it has never handed in any."""
 
     async def total(self) -> Snapshot:
         """The sum over all replicas."""
@@ -49,9 +53,9 @@ class Alone:
     def __init__(self) -> None:
         self._tally = Tally()
 
-    async def hand_in(self, counts: Snapshot) -> None:
+    async def hand_in(self, counts: Snapshot, first: bool) -> None:
         """Take its counts."""
-        await self._tally.hand_in("", counts)
+        await self._tally.hand_in("", counts, first)
 
     async def total(self) -> Snapshot:
         """The same, and what a tally adds."""
@@ -67,13 +71,21 @@ def create_app(service: Service, tally: Shared | None = None, address: tuple[str
     """
     shared = tally or Alone()
 
+    first = True
+
     async def hand_in() -> None:
-        service.counts.put("fer_scale_requests_waiting", service.batcher.waiting)
-        await shared.hand_in(service.counts.snapshot())
+        nonlocal first
+        service.counts.put("fer_scale_requests_waiting", service.waiting)
+        await shared.hand_in(service.counts.snapshot(), first)
+        first = False
 
     async def total() -> Snapshot:
-        await hand_in()
-        return await shared.total()
+        try:
+            async with asyncio.timeout(TALLY_SECONDS):
+                await hand_in()
+                return await shared.total()
+        except TimeoutError:
+            raise Problem(503, "tally", "the counts of all replicas are not to be had just now", RETRY) from None
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -123,7 +135,7 @@ def _routes(app: FastAPI, service: Service, total: Callable[[], Awaitable[Snapsh
     @app.get("/readyz", responses=openapi.READY, tags=["operation"])
     async def readyz() -> Response:
         """The model is loaded and there is room for a request; 503 where there is none."""
-        if service.batcher.full:
+        if service.full:
             raise overloaded()
         return _json({"status": "ready", "model_id": service.predictor.model_id})
 

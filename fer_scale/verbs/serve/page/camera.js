@@ -65,13 +65,16 @@ export function setLive(live) {
   if (!live) $("boxes").hidden = $("frame").hidden = true;
 }
 
+let turn = 0; // of the last loop: one that was switched off and waits for an answer ends, too
+
 export async function liveLoop(mode) {
-  while (state.live && state.stream) {
+  const mine = ++turn;
+  while (mine === turn && state.live && state.stream) {
     try {
       const faces = mode();
       const canvas = grab(LIVE_SIDE[faces]);
       const answer = await predict(await encoded(canvas, 0.85), faces);
-      if (!state.live || !state.stream) return;
+      if (mine !== turn || !state.live || !state.stream) return;
       $("alert").hidden = true;
       showLive(answer, faces, canvas);
     } catch (problem) {
