@@ -123,16 +123,14 @@ def list_files(path: PathLike) -> Iterator[FileInfo]:
     if not path.startswith(_s3.SCHEME):
         with translated(path):
             if os.path.isdir(path):
+                os.stat(path)
                 yield from _list_local(path, frozenset())
             else:
                 yield _local_info(path, os.stat(path))
         return
-    single = _head(path)
-    if single is not None:
-        yield single
-        return
     files = list_s3(path)
-    first = next(files, None)
+    # as `is_dir` has it: an object that is named as the prefix is does not hide what lies below
+    first = next(files, None) or _head(path)
     if first is None:
         raise MissingPathError(f"there is no {path}")
     yield first
@@ -144,23 +142,30 @@ def _local_info(path: str, status: os.stat_result) -> FileInfo:
 
 
 def _list_local(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[FileInfo]:
-    status = os.stat(folder)
-    identity = (status.st_dev, status.st_ino)
-    if identity in above:
-        return
     entries: list[tuple[str, os.DirEntry[str], bool]] = []
-    with os.scandir(folder) as found:
-        for entry in found:
-            leads = not entry.is_symlink() or os.path.exists(entry)  # a link to nothing is a file that cannot be read
-            if leads and entry.is_dir():
-                entries.append((f"{entry.name}/", entry, leads))  # as its keys would sort in S3
-            elif not leads or entry.is_file():
-                entries.append((entry.name, entry, leads))
+    try:
+        status = os.stat(folder)
+        identity = (status.st_dev, status.st_ino)
+        if identity in above:
+            return
+        with os.scandir(folder) as found:
+            for entry in found:
+                leads = not entry.is_symlink() or os.path.exists(entry)  # one to nothing is a file that cannot be read
+                if leads and entry.is_dir():
+                    entries.append((f"{entry.name}/", entry, leads))  # as its keys would sort in S3
+                elif not leads or entry.is_file():
+                    entries.append((entry.name, entry, leads))
+    except FileNotFoundError:  # it went while others were listed
+        return
     for name, entry, leads in sorted(entries, key=itemgetter(0)):
         if name.endswith("/"):
             yield from _list_local(entry.path, above | {identity})
-        else:
-            yield _local_info(entry.path, entry.stat(follow_symlinks=leads))
+            continue
+        try:
+            info = _local_info(entry.path, entry.stat(follow_symlinks=leads))
+        except FileNotFoundError:
+            continue
+        yield info
 
 
 def list_s3(path: str) -> Iterator[FileInfo]:

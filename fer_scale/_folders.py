@@ -263,9 +263,11 @@ def fetch_dir(path: PathLike, only: Collection[str] | None = None) -> Path:
     if cache.lstat().st_uid != os.getuid():
         raise InputError(f"{cache} belongs to another user", "a cache of this user's", "set TMPDIR")
     local = cache / hashlib.sha256(versions.encode()).hexdigest()[:24]
-    if local.is_dir():
-        return local
     bucket, prefix = _s3.split(path)
+    inner = [_s3.split(item.path)[1][len(prefix) :].lstrip("/") for item in files]
+    if all((local / each).is_file() for each in inner):
+        return local
+    shutil.rmtree(local, ignore_errors=True)  # what cleans /tmp has been there
     client = _s3.client()
     staging = Path(beside(str(local), "partial"))
     try:

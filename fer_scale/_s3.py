@@ -21,6 +21,7 @@ from botocore.exceptions import (
     BotoCoreError,
     ClientError,
     ConnectionError,
+    FlexibleChecksumError,
     HTTPClientError,
     NoCredentialsError,
     ParamValidationError,
@@ -39,10 +40,11 @@ REFUSED = {
     "InvalidToken", "SignatureDoesNotMatch", "TokenRefreshRequired",
 }  # fmt: skip
 THROTTLED = {
-    "429", "500", "503", "InternalError", "RequestLimitExceeded", "RequestTimeout", "ServiceUnavailable", "SlowDown",
-    "Throttling", "ThrottlingException",
+    "InternalError", "RequestLimitExceeded", "RequestTimeout", "ServiceUnavailable", "SlowDown", "Throttling",
+    "ThrottlingException",
 }  # fmt: skip
 """What S3 says when it is asked too much, or is ill, rather than asked wrongly; after all tries of the client."""
+NOT_IMPLEMENTED = 501
 CREDENTIALS = {"ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch", "TokenRefreshRequired"}
 
 
@@ -195,7 +197,7 @@ def _of_client_error(path: str, error: ClientError) -> Exception:
             "credentials that may read and write there",
             "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy",
         )
-    if code in THROTTLED:
+    if _is_ill(error):
         return InputError(
             f"{_where()} keeps refusing requests for {path} ({code})",
             "an S3 endpoint that keeps up",
@@ -213,5 +215,12 @@ def is_outage(error: InputError) -> bool:
     """Whether S3 as a whole cannot be used (network, credentials, its load), rather than the one path asked for."""
     cause = error.__cause__
     if isinstance(cause, ClientError):
-        return cause.response.get("Error", {}).get("Code") in CREDENTIALS | THROTTLED
-    return isinstance(cause, BotoCoreError) and not isinstance(cause, ParamValidationError)
+        return cause.response.get("Error", {}).get("Code") in CREDENTIALS or _is_ill(cause)
+    return isinstance(cause, BotoCoreError) and not isinstance(cause, ParamValidationError | FlexibleChecksumError)
+
+
+def _is_ill(error: ClientError) -> bool:
+    """Whether S3, or a gateway before it, is asked too much or is ill: each has words of its own for that."""
+    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    ill = status == 429 or (status >= 500 and status != NOT_IMPLEMENTED)
+    return ill or error.response.get("Error", {}).get("Code") in THROTTLED

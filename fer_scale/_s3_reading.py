@@ -6,7 +6,13 @@ import time
 from contextlib import closing
 from typing import Any
 
-from botocore.exceptions import ClientError, HTTPClientError, IncompleteReadError, ResponseStreamingError
+from botocore.exceptions import (
+    ClientError,
+    FlexibleChecksumError,
+    HTTPClientError,
+    IncompleteReadError,
+    ResponseStreamingError,
+)
 from urllib3.exceptions import HTTPError
 
 from fer_scale._s3 import client, split, translated
@@ -29,8 +35,10 @@ def read(path: str, limit: int | None = None, **how: str) -> bytes:
                 if limit is not None and len(data) < limit:
                     data += body.read()  # nothing more, but what checks the length
             return data
-        except (HTTPClientError, IncompleteReadError, HTTPError) as error:
+        except (FlexibleChecksumError, HTTPClientError, IncompleteReadError, HTTPError) as error:
             pause = next(pauses, None)
+            if pause is None and isinstance(error, FlexibleChecksumError):  # the object's fault, and no outage
+                raise
             if pause is None:
                 raise ResponseStreamingError(error=error) from error
             time.sleep(pause * random.uniform(0.5, 1.5))

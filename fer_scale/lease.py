@@ -169,7 +169,18 @@ def _holder(found: dict[str, Any]) -> str:
 
 def _process() -> dict[str, Any]:
     """What tells this process from every other one on this machine since it was started."""
-    return {"machine": _machine(), "pid": os.getpid(), "started": psutil.Process().create_time()}
+    machine = _machine()
+    return {"machine": machine, "pid": os.getpid(), "started": _started(os.getpid()) if machine else ""}
+
+
+def _started(pid: int) -> str:
+    """When a process of this machine was started, in the kernel's ticks: a clock that is set changes other times.
+
+    Raises:
+        OSError: there is no such process, or no Linux.
+    """
+    with open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()[19]  # proc_pid_stat(5), field 22
 
 
 def _machine() -> str:
@@ -183,10 +194,11 @@ def _machine() -> str:
 
 def _is_dead(found: dict[str, Any]) -> bool:
     """Whether the holder ran here and is gone for certain."""
-    if not found.get("machine") or found["machine"] != _machine():
+    if not found.get("machine") or found["machine"] != _machine() or not isinstance(found["started"], str):
         return False
     try:
-        process = psutil.Process(found["pid"])
-        return abs(process.create_time() - found["started"]) > 1.0 or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
+        return _started(found["pid"]) != found["started"] or (
+            psutil.Process(found["pid"]).status() == psutil.STATUS_ZOMBIE
+        )
+    except (OSError, psutil.NoSuchProcess):
         return True

@@ -24,6 +24,8 @@ class Endpoint(ThreadingHTTPServer):
         """GETs that are answered before all are refused."""
         self.cut = 0
         """GETs whose body breaks off in the middle."""
+        self.checksum = ""
+        """The CRC-32 that is claimed of every object, in base64."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -54,6 +56,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("ETag", '"1"')
         if part:
             self.send_header("Content-Range", part)
+        if self.server.checksum:
+            self.send_header("x-amz-checksum-crc32", self.server.checksum)
         self.end_headers()
         if self.command == "HEAD":
             return

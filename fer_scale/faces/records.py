@@ -99,7 +99,10 @@ _PIXELS = re.compile(r"\s*\d+(?:[\s,]+\d+)+\s*")
 
 def is_pixel_text(text: str) -> bool:
     """Whether a cell holds gray values as text, as fer2013.csv's column ``pixels`` does."""
-    return _PIXELS.fullmatch(text[:64].rsplit(maxsplit=1)[0] if len(text) > 64 else text) is not None
+    head = text.lstrip()
+    if len(head) > 64:
+        head = re.sub(r"[\s,]+\d*$", "", head[:64])  # the last number may be cut
+    return _PIXELS.fullmatch(head) is not None
 
 
 def png_of_pixel_text(text: str) -> bytes:
@@ -112,7 +115,7 @@ def png_of_pixel_text(text: str) -> bytes:
         raise ImageError("empty", "no pixels")
     try:
         values = np.array(text.replace(",", " ").split(), dtype=np.int64)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:  # a number of more than 64 bits
         raise ImageError("undecodable", f"pixels are no numbers: {error}"[:200]) from None
     side = math.isqrt(values.size)
     if side * side != values.size:

@@ -1,7 +1,9 @@
 """How tables are cut into work units, and what archives hold."""
 
 import csv
+import posixpath
 import zipfile
+from functools import lru_cache
 
 from fer_scale import storage
 from fer_scale.labelling.reading import fault, open_tar
@@ -42,17 +44,24 @@ def csv_table(name: str, file: storage.FileInfo, image_column: str, id_column: s
         NoColumnError: a column is not there.
         csv.Error: it is damaged before its first row.
     """
+    total, why = _csv_length(file.path, file.version, image_column, id_column)
+    rest = [broken(file.path, file, name, why)] if why else []
+    length = max(target, total // SLICES)
+    return [Unit("csv", file.path, name, file.version, *span) for span in ranges(total, length)] + rest
+
+
+@lru_cache(maxsize=1)
+def _csv_length(path: str, version: str, image_column: str, id_column: str | None) -> tuple[int, str]:
+    """Rows, and what is wrong with what follows; remembered as `tar_members` is."""
     total = 0
-    rest: list[Unit] = []
     try:
-        for _ in csv_rows(file.path, image_column, id_column):
+        for _ in csv_rows(path, image_column, id_column):
             total += 1
     except csv.Error as error:
         if not total:
             raise
-        rest.append(broken(file.path, file, name, f"after row {total}: {error}"[:200]))
-    length = max(target, total // SLICES)
-    return [Unit("csv", file.path, name, file.version, *span) for span in ranges(total, length)] + rest
+        return total, f"after row {total}: {error}"[:200]
+    return total, ""
 
 
 def zip_members(path: str) -> list[Item]:
@@ -63,17 +72,34 @@ def zip_members(path: str) -> list[Item]:
         )
 
 
-def tar_members(path: str) -> tuple[list[Item], str]:
-    """The files of a tar, of two of one name the later, which unpacking leaves; and what is wrong with what follows."""
+@lru_cache(maxsize=1)
+def tar_members(path: str, version: str) -> tuple[list[Item], str]:
+    """The files of a tar, of two of one name the later, which unpacking leaves; and what is wrong with what follows.
+
+    A link stands for the file that it leads to, under its own name. The last archive is remembered, by its
+    ``version``: looking at a source begins anew several times, and all of a tar is read for that.
+    """
     members: dict[str, Item] = {}
+    links: dict[str, str] = {}
+    why = ""
     try:
         with open_tar(path) as archive:
             for m in archive:
+                archive.members = []  # type: ignore[attr-defined] # it would remember them all
                 if m.isreg():
                     members[m.name] = Item("", m.name, m.size, str(m.offset_data))
+                elif m.islnk() or m.issym():
+                    folder = "" if m.islnk() else posixpath.dirname(m.name)
+                    links[m.name] = posixpath.normpath(posixpath.join(folder, m.linkname))
     except Exception as error:  # a decoder may raise anything on hostile bytes; what stands before can be read
-        why = fault(error).detail
+        why = f"after member {len(members)}: {fault(error).detail}"[:200]
         if not members:
             raise
-        return list(members.values()), f"after member {len(members)}: {why}"[:200]
-    return list(members.values()), ""
+    plain = {posixpath.normpath(name): item for name, item in members.items()} if links else {}
+    folders = {posixpath.dirname(name) for name in plain}
+    for name, target in links.items():
+        if found := plain.get(target):
+            members[name] = Item("", name, found.size, found.version)
+        elif target not in folders:
+            members[name] = Item("", name, 0, f"a link to {target}, which is not there")
+    return list(members.values()), why

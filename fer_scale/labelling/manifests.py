@@ -85,7 +85,7 @@ class Manifest:
                 version = "-".join(str(cells[name]) for name in VERSION if cells.get(name) not in (None, ""))
                 size = str(cells.get("size") or "")
                 yield Item(
-                    str(cells.get("id") or uri or f"{storage.name(path)}#{number}"),
+                    str(cells["id"] if cells.get("id") not in (None, "") else uri or f"{storage.name(path)}#{number}"),
                     uri if not uri or "://" in uri or uri.startswith("/") else f"{folder}/{uri}",
                     int(size) if size.isdecimal() else 0,
                     version,

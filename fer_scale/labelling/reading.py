@@ -88,7 +88,7 @@ class Reader:
         at = unit.start
         try:
             for given, cell in islice(rows, unit.size):
-                yield given or f"{unit.name}#{at}", _cell(cell, folder)
+                yield given or f"{unit.name}#{at}", _payload(cell, folder)
                 at += 1
         except Exception as error:  # what reads a table or an archive may raise anything at all on hostile bytes
             why = fault(error)
@@ -157,13 +157,27 @@ def _file(path: str, item: Item) -> bytes:
         raise
 
 
-def _cell(value: Any, folder: str) -> Payload:
-    if isinstance(value, dict):
-        value = value.get("bytes")
-    if value is None:
-        return _failing(ImageError("empty", "no value in the picture column"))
-    payload = text_payload(value, folder) if isinstance(value, str) else bytes(value)
-    return payload if callable(payload) else Held(payload)
+def _payload(cell: Any, folder: str) -> Payload:
+    """Of a cell, whose fault is no other row's."""
+    try:
+        value = cell.get("bytes") if isinstance(cell, dict) else cell
+        if value is None:
+            return _failing(ImageError("empty", "no value in the picture column"))
+        if not isinstance(value, str | bytes):
+            return _failing(ImageError("unreadable", f"a {type(value).__name__} in the picture column"))
+        payload = text_payload(value, folder) if isinstance(value, str) else value
+        return partial(_called, payload) if callable(payload) else Held(payload)
+    except Exception as error:  # as in `Reader`
+        return _failing(fault(error))
+
+
+def _called(payload: Payload) -> bytes:
+    try:
+        return payload()
+    except (ImageError, InputError):
+        raise
+    except Exception as error:  # as in `Reader`
+        raise fault(error) from error
 
 
 def _unpacked(archive: zipfile.ZipFile, item: Item) -> bytes:
@@ -172,6 +186,8 @@ def _unpacked(archive: zipfile.ZipFile, item: Item) -> bytes:
 
 
 def _at(data: IO[bytes], item: Item) -> bytes:
+    if not item.version.isdecimal():
+        raise MissingPathError(item.version)
     data.seek(int(item.version))
     return data.read(item.size)
 
@@ -182,8 +198,9 @@ def _stream(unit: Unit) -> Iterator[tuple[str, Payload]]:
     try:
         with open_tar(unit.path) as archive:
             for member in archive:
+                archive.members = []  # type: ignore[attr-defined] # it would remember them all
                 item = left.get((member.name, str(member.offset_data)))
-                if item is None:
+                if item is None or not member.isreg():  # to what a link leads has gone by
                     continue
                 file = archive.extractfile(member) if item.size <= MAX_BYTES else None
                 payload = _failing(too_large(item.size)) if file is None else Held(file.read())
@@ -194,7 +211,7 @@ def _stream(unit: Unit) -> Iterator[tuple[str, Payload]]:
     except Exception as error:  # as above
         why = fault(error)
     else:
-        why = ImageError("unreadable", "the archive ended before this member")
+        why = ImageError("unreadable", "a link, or the archive ended before this member")
     for item in left.values():
         yield item.id, _failing(why)
 

@@ -91,9 +91,8 @@ class Source:
     def units(self, target: int) -> Iterator[Unit]:
         """All work units in the order of the listing, of about ``target`` images each; lazily."""
         if self.containers:
-            for name, file in self._files():
-                if not _hidden(name):
-                    yield from self._container(name, file, target)
+            for name, file in self._visible():
+                yield from self._container(name, file, target)
             return
         if self.manifest is not None:
             yield from stretches("", self._named(self.manifest), target)
@@ -109,12 +108,12 @@ class Source:
     def _manifest(self, uri_column: str | None) -> Manifest | None:
         inventory = Manifest.of_inventory(self.path)
         if inventory is not None:
+            if uri_column is not None or self.id_column is not None:
+                received = f"--uri-column or --id-column for {self.path}, an S3 Inventory"
+                raise InputError(received, "neither: its images have their URIs as ids", "leave them out")
             return inventory
         every = replace(self, include=None)  # which narrows the images, not the tables
-        if not every._all_containers():
-            tables = []
-        else:
-            tables = [file.path for name, file in every._files() if not _hidden(name)]
+        tables = [file.path for _, file in every._visible()] if every._all_containers() else []
         if not all(path.lower().endswith((*PARQUET_ENDINGS, ".csv")) for path in tables):
             tables = []
         if uri_column is None and tables and self.image_column == "image":
@@ -130,7 +129,9 @@ class Source:
                 "a Parquet or CSV file, or a folder of them",
                 "leave it out",
             )
-        return Manifest(tuple(tables), uri_column, self.id_column) if uri_column is not None else None
+        if uri_column is None:
+            return None
+        return Manifest(tuple(tables), uri_column, self.id_column if self.id_column != uri_column else None)
 
     def unit_images(self) -> int:
         """How many images a unit should have."""
@@ -149,6 +150,11 @@ class Source:
             if _matches(name, self.include) or (self.containers and self._chooses_within(name)):
                 yield name, file
 
+    def _visible(self) -> Iterator[tuple[str, storage.FileInfo]]:
+        """Of `_files` those that are no marks, such as _SUCCESS, which Ray, Spark and others put beside tables."""
+        hidden = () if self.single else (".", "_")
+        return ((name, file) for name, file in self._files() if not any(p.startswith(hidden) for p in name.split("/")))
+
     def _chooses_within(self, name: str) -> bool:
         """Whether the file is an archive and ``include`` a pattern for its members, rather than for archives."""
         archives = name.lower().endswith(ARCHIVES)
@@ -159,7 +165,7 @@ class Source:
         return InputError(f"{self.path} holds no {kind}{wanted}", "images to label", "check the path and --include")
 
     def _all_containers(self) -> bool:
-        visible = (name.lower() for name, _ in self._files() if not _hidden(name))
+        visible = (name.lower() for name, _ in self._visible())
         first = next(visible, "")
         return first.endswith(CONTAINERS) and all(name.endswith(CONTAINERS) for name in visible)
 
@@ -181,7 +187,7 @@ class Source:
             raise self._nothing("images")
 
     def _first(self) -> tuple[str, storage.FileInfo]:
-        return next((name, file) for name, file in self._files() if not _hidden(name))
+        return next(self._visible())
 
     def _points_away(self) -> bool:
         name, file = self._first()
@@ -218,7 +224,7 @@ class Source:
         return self._members("zip", name, file, containers.zip_members(file.path), target)
 
     def _tar(self, name: str, file: storage.FileInfo, target: int) -> list[Unit]:
-        members, why = containers.tar_members(file.path)
+        members, why = containers.tar_members(file.path, file.version)
         rest = [broken(file.path, file, utf8(name), why)] if why else []
         if name.lower().endswith(".tar"):
             return self._members("tar", name, file, members, target) + rest
@@ -255,8 +261,8 @@ class Source:
             while batch := list(islice(named, 65536)):
                 yield pd.Series(batch, dtype="object")
             return
-        for name, file in self._files():
-            if _hidden(name) or not name.lower().endswith((*PARQUET_ENDINGS, ".csv")):
+        for name, file in self._visible():
+            if not name.lower().endswith((*PARQUET_ENDINGS, ".csv")):
                 continue
             ids = self._table_ids(file.path)
             while batch := list(islice(ids, 65536)):
@@ -271,7 +277,7 @@ class Source:
             with open_parquet(path) as table:
                 picture_column(table.schema_arrow, self.image_column, self.id_column)
                 for batch in table.iter_batches(batch_size=65536, columns=[self.id_column]):
-                    yield from (str(value) for value in cells(batch.column(0)) if value is not None)
+                    yield from (str(value) for value in cells(batch.column(0)) if value not in (None, ""))
         except Exception as error:  # as in `_container`
             fault(error)
 
@@ -280,13 +286,13 @@ def _is_store(path: str) -> bool:
     manifest = storage.join(path, "manifest.json")
     if not storage.exists(manifest) or not storage.is_dir(storage.join(path, "data")):
         return False
-    values = storage.read_json(manifest)
+    try:
+        values = storage.read_json(manifest)
+    except InputError as error:
+        if storage.is_outage(error):
+            raise
+        return False  # another's, of another kind
     return isinstance(values, dict) and "fingerprint" in values
-
-
-def _hidden(name: str) -> bool:
-    """Ray, Spark and others put marks of their own, such as _SUCCESS, beside tables."""
-    return any(part.startswith((".", "_")) for part in name.split("/"))
 
 
 def _matches(name: str, pattern: str | None) -> bool:

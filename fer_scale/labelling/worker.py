@@ -129,8 +129,9 @@ class Worker:
 
         def one(ident: str, payload: Payload) -> tuple[str, Cut | ImageError]:
             try:
+                data = payload()
                 show = self._detector is not None and next(numbers) < SHOWN
-                return ident, cut(payload(), self._predictor.preprocessing, self._detector, show)
+                return ident, cut(data, self._predictor.preprocessing, self._detector, show)
             except ImageError as error:
                 return ident, error
 

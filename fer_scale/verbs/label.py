@@ -166,7 +166,8 @@ def label(
 
 def _check_paths(bundle: str, source: str, out: str, overwrite: bool) -> None:
     storage.check_output(out, overwrite, resume=not overwrite, inputs=[bundle, source])
-    if out.startswith(f"{source.rstrip('/')}/") and storage.is_dir(source):
+    real, within = (path if storage.is_s3(path) else os.path.realpath(path) for path in (source, out))
+    if within.startswith(f"{real.rstrip('/')}/") and storage.is_dir(source):
         raise InputError(f"the output {out} lies within the source", "an output outside of it", "choose another OUT")
     if overwrite or ledger.manifest(out) is not None or not storage.exists(out):
         return

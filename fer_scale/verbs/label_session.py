@@ -176,7 +176,7 @@ class _Counting:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join()
+        self._thread.join(timeout=1.0)  # it may be within a long archive, and nobody needs its total any more
 
     def _count(self) -> None:
         total = sum(unit.size for unit in self._begun)

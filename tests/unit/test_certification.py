@@ -13,12 +13,13 @@ from fer_scale.labelling.sources import Source
 from tests.unit.test_labelling import PICTURES, csv_of, label_all, parquet_of, png, tar_of, zip_of
 
 
-@pytest.mark.parametrize("ids", ["name", None])
+@pytest.mark.parametrize("ids", ["name", "number", None])
 def test_of_parquet_the_rows_of_the_sample_are_read(tmp_path: Path, ids: str | None) -> None:
     path = parquet_of(tmp_path / "faces.parquet", group=10)
     source, out = Source.open(str(path), id_column=ids), tmp_path / "out"
     label_all(source, out, target=20)
-    names = list(PICTURES) if ids else [f"faces.parquet#{row}" for row in range(60)]
+    by_row = [f"faces.parquet#{row}" for row in range(60)]
+    names = {"name": list(PICTURES), "number": [str(row - 5) for row in range(60)]}.get(ids or "", by_row)
     wanted = {names[row] for row in (3, 7, 41)}
     spans = [
         (unit.start, unit.stop) for unit in (_only(unit, source, wanted) for unit in source.units(20)) if unit.size

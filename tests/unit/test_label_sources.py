@@ -3,6 +3,7 @@
 import gzip
 import io
 import os
+import shutil
 import tarfile
 import tracemalloc
 import zipfile
@@ -14,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from botocore.exceptions import ClientError
 from PIL import Image
 
 from fer_scale import _s3, _s3_reading, storage
@@ -22,7 +24,7 @@ from fer_scale.faces.images import MAX_BYTES, ImageError
 from fer_scale.faces.records import Columns
 from fer_scale.faces.sources import open_source
 from fer_scale.faces.tables import read_picture
-from fer_scale.labelling import tables, worker
+from fer_scale.labelling import containers, tables, worker
 from fer_scale.labelling.reading import Held, Reader
 from fer_scale.labelling.sources import Source
 from tests.conftest import S3_SETTINGS
@@ -88,6 +90,12 @@ def read(source: Source, target: int = 16) -> tuple[set[str], dict[str, str]]:
     return set(good), bad
 
 
+def forget() -> None:
+    """What was remembered of the last tar and the last CSV."""
+    containers.tar_members.cache_clear()
+    containers._csv_length.cache_clear()
+
+
 @pytest.fixture(scope="module")
 def far_away() -> Iterator[Endpoint]:
     with endpoint() as server:
@@ -100,13 +108,14 @@ def far(far_away: Endpoint, monkeypatch: pytest.MonkeyPatch) -> Endpoint:
     url = f"http://127.0.0.1:{far_away.server_port}"
     for name, value in {**S3_SETTINGS, "AWS_ENDPOINT_URL": url}.items():
         monkeypatch.setenv(name, value)
-    far_away.good, far_away.cut = float("inf"), 0
+    far_away.good, far_away.cut, far_away.checksum = float("inf"), 0, ""
     return far_away
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_in_s3_a_file_takes_a_few_requests_to_list_and_to_read(far: Endpoint, kind: str) -> None:
     source = Source.open(f"s3://bucket/{kind}")
+    forget()
     far.asked.clear()
     units = list(source.units(60))
     assert len(far.asked) <= 4, "to list"
@@ -121,6 +130,7 @@ def test_in_s3_a_file_takes_a_few_requests_to_list_and_to_read(far: Endpoint, ki
 def test_an_outage_ends_the_run_and_is_no_fault_of_the_file(far: Endpoint, kind: str, good: int) -> None:
     source = Source.open(f"s3://bucket/{kind}")
     units = list(source.units(60))
+    forget()
     far.good = len(far.asked) + good
     with pytest.raises(InputError, match="ExpiredToken") as said:
         list(source.units(60))
@@ -312,6 +322,117 @@ def test_keys_are_what_they_are(s3: str, tmp_path: Path) -> None:
     assert not bad
     storage.delete(s3)
     assert storage.is_empty(s3)
+
+
+@pytest.mark.parametrize("kind", ["faces.tar", "faces.csv"])
+def test_a_long_file_is_listed_once_however_often_it_is_looked_at(far: Endpoint, kind: str) -> None:
+    forget()
+    source = Source.open(f"s3://bucket/{kind}")
+    far.asked.clear()
+    assert source.unit_images() == 256
+    assert sum(unit.size for unit in source.units(16)) == 60
+    assert far.asked == []
+
+
+def test_links_in_a_tar_are_the_files_that_they_lead_to(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, kind, target in (
+            ("./a/1.png", tarfile.REGTYPE, ""),
+            ("./b/hard.png", tarfile.LNKTYPE, "./a/1.png"),
+            ("./b/soft.png", tarfile.SYMTYPE, "../a/1.png"),
+            ("./b/ahead.png", tarfile.SYMTYPE, "2.png"),
+            ("./b/2.png", tarfile.REGTYPE, ""),
+            ("./b/lost.png", tarfile.SYMTYPE, "nothing.png"),
+            ("./c", tarfile.SYMTYPE, "a"),
+        ):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, target
+            data = png(len(name)) if kind == tarfile.REGTYPE else b""
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    (tmp_path / "a.tar").write_bytes(buffer.getvalue())
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress(buffer.getvalue()))
+    good, bad = read(Source.open(str(tmp_path / "a.tar")))
+    assert good == {"a/1.png", "b/2.png", "b/hard.png", "b/soft.png", "b/ahead.png"}
+    assert bad["b/lost.png"].startswith("missing")
+    good, bad = read(Source.open(str(tmp_path / "a.tar.gz")))
+    assert good == {"a/1.png", "b/2.png"}
+    assert set(bad) == {"b/hard.png", "b/soft.png", "b/ahead.png", "b/lost.png"}
+
+
+def test_a_cell_costs_no_other_row(tmp_path: Path) -> None:
+    good_cell = " ".join(["7"] * 256)
+    cells = [good_cell, " " * 70 + "text", f"{good_cell} 12345678901234567890123", good_cell]
+    (tmp_path / "a.csv").write_text("pixels,id\n" + "".join(f"{cell},{n}\n" for n, cell in enumerate(cells)))
+    good, bad = read(Source.open(str(tmp_path / "a.csv"), image_column="pixels", id_column="id"))
+    assert good == {"0", "3"}
+    assert set(bad) == {"1", "2"}
+    odd = pa.array([png(1), None, png(1)])
+    (tmp_path / "a.parquet").write_bytes(parquet({"image": odd, "id": pa.array(["", "", "x"])}))
+    source = Source.open(str(tmp_path / "a.parquet"), id_column="id")
+    source.check_ids()
+    good, bad = read(source)
+    assert (good, set(bad)) == ({"a.parquet#0", "x"}, {"a.parquet#1"})
+
+
+def test_what_goes_while_a_folder_is_listed_is_no_input(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png", "c/d.png", "e.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(png(1))
+    listed = storage.list_files(str(tmp_path))
+    assert next(listed).path.endswith("a.png")
+    (tmp_path / "b.png").unlink()
+    shutil.rmtree(tmp_path / "c")
+    assert [Path(file.path).name for file in listed] == ["e.png"]
+
+
+def test_an_object_named_as_the_prefix_hides_nothing(s3: str) -> None:
+    for name in ("faces", "faces/a.png", "faces/b.png"):
+        storage.write_bytes(f"{s3}/{name}", png(1))
+    assert read(Source.open(f"{s3}/faces")) == ({"a.png", "b.png"}, {})
+
+
+def test_a_gateway_that_is_ill_is_an_outage(far: Endpoint) -> None:
+    for status, code, outage in ((502, "502", True), (503, "SlowDownRead", True), (501, "NotImplemented", False)):
+        error = ClientError({"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}, "GetObject")
+        with pytest.raises(InputError) as said, _s3.translated("s3://bucket/a.png"):
+            raise error
+        assert storage.is_outage(said.value) == outage
+
+
+def test_an_object_that_is_not_what_its_checksum_says_is_an_error_of_its_own(
+    far: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_s3_reading, "PAUSES", (0.0,))
+    far.objects["bucket/damaged.png"] = png(7)
+    far.checksum = "AAAAAA=="
+    with pytest.raises(InputError) as said:
+        storage.read_bytes("s3://bucket/damaged.png")
+    assert not storage.is_outage(said.value)
+
+
+def test_a_file_that_was_named_is_what_its_ending_says(tmp_path: Path) -> None:
+    (tmp_path / "_faces.parquet").write_bytes(parquet())
+    good, _ = read(Source.open(str(tmp_path / "_faces.parquet")))
+    assert len(good) == 60
+
+
+def test_ids_of_a_manifest_are_what_they_are(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(1))
+    (tmp_path / "list.parquet").write_bytes(parquet({"uri": ["a.png"] * 3, "n": [0, 1, 2]}))
+    assert read(Source.open(str(tmp_path / "list.parquet"), id_column="n"))[0] == {"0", "1", "2"}
+    (tmp_path / "named.parquet").write_bytes(parquet({"uri": ["a.png"]}))
+    for column in (None, "uri"):
+        named = Source.open(str(tmp_path / "named.parquet"), id_column="uri", uri_column=column)
+        assert read(named)[0] == {"a.png"}
+
+
+def test_a_folder_with_a_manifest_of_another_kind_is_one_of_pictures(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/a.png").write_bytes(png(1))
+    (tmp_path / "manifest.json").write_text('{"a": 1}\n{"a": 2}\n')
+    assert read(Source.open(str(tmp_path)))[0] == {"data/a.png", "manifest.json"}
 
 
 def test_a_link_that_leads_nowhere_is_an_error_row(tmp_path: Path) -> None:

@@ -87,7 +87,8 @@ def folder_of(root: Path, pictures: dict[str, bytes] = PICTURES) -> Path:
 
 
 def parquet_of(path: Path, group: int = 60) -> Path:
-    table = pa.table({"image": list(PICTURES.values()), "name": list(PICTURES)})
+    numbers = range(-5, len(PICTURES) - 5)
+    table = pa.table({"image": list(PICTURES.values()), "name": list(PICTURES), "number": list(numbers)})
     pq.write_table(table, path, row_group_size=group)
     return path
 

@@ -1,6 +1,7 @@
 """Two runs on one output, and answers that are lost on the way: what is whose, and who stops."""
 
 import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -49,6 +50,18 @@ class Forgetful(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         """Says nothing."""
+
+
+def test_a_lease_is_dead_when_its_process_is_gone_whatever_the_clock_says(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    mine = leases._process()
+    assert not leases._is_dead(mine)
+    assert leases._is_dead({**mine, "started": "1"}), "another process has its number now"
+    assert not leases._is_dead({**mine, "machine": "another", "started": "1"}), "which only its heartbeat tells"
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    assert leases._is_dead({**mine, "pid": ended.pid})
 
 
 def test_after_the_last_check_no_heartbeat_makes_the_folder_anew(

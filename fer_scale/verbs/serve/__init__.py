@@ -237,7 +237,7 @@ def _wait(host: str, port: int) -> None:
             connection.close()
         if time.monotonic() > deadline:
             raise FerScaleError(
-                f"the endpoint did not answer at {host}:{port} within {SMOKE_SECONDS:.0f} s ({problem}); a cluster's head "
-                "listens, so run this there, or use serve deploy"
+                f"the endpoint did not answer at {host}:{port} within {SMOKE_SECONDS:.0f} s ({problem}); on a cluster "
+                "the head listens, so run this there, or use serve deploy"
             )
         time.sleep(0.05)
