@@ -21,6 +21,8 @@ from fer_scale.faces.tables import CsvSource
 ZIP_ENDINGS = (".zip",)
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 BUFFER_BYTES = 2**20
+DAMAGE = (RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError)
+"""What a member raises that does not unpack: a password, an unknown method, broken bytes of any method."""
 
 
 class Header(tarfile.TarInfo):
@@ -75,16 +77,12 @@ def _opened(archive: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
 def _translated(path: str) -> Iterator[None]:
     try:
         yield
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, ValueError, NotImplementedError) as error:
+    except (*DAMAGE, tarfile.TarError, ValueError) as error:
         raise InputError(
             f"{path} ({type(error).__name__}: {str(error)[:120]})",
             "a whole zip or tar archive",
             "fetch it again",
         ) from error
-
-
-DAMAGE = (RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError)
-"""What a member raises that does not unpack: a password, an unknown method, broken bytes of any method."""
 
 
 class ArchiveSource:
@@ -132,7 +130,7 @@ def clean(name: str) -> str:
 
 
 def open_archive(path: str, columns: Columns, classes: Collection[str]) -> ArchiveSource | CsvSource:
-    """The archive as class folders or, where it holds a CSV and no pictures, as that table.
+    """The archive as class folders or, where it holds a CSV and no such folders, as that table.
 
     Raises:
         InputError: it is damaged, or nothing in it can be used.
@@ -145,7 +143,7 @@ def open_archive(path: str, columns: Columns, classes: Collection[str]) -> Archi
             listing.add(name, size)
     layout = Layout(listing.folders, columns, classes)
     tables = [name for name, _ in listing if name.lower().endswith(".csv")]
-    if tables and not any(layout.of(name)[1] and not name.lower().endswith((".csv", ".txt")) for name, _ in listing):
+    if tables and not layout.has_class_folders(name for name, _ in listing):
         return CsvSource(tables, partial(_member_text, archive), storage.name(path), columns)
     if ".parquet" in listing.endings:
         raise InputError(f"{path} holds Parquet", "Parquet files outside of archives", "unpack it first")
@@ -171,7 +169,7 @@ class _Stream(io.RawIOBase):
 def _member_text(archive: _Zip | _Tar, wanted: str) -> Iterator[io.TextIOWrapper]:
     for raw, _, open_member in archive.members():
         if clean(raw) == wanted:
-            with open_member() as member:
+            with _translated(archive.path), open_member() as member:
                 plain = io.BufferedReader(_Stream(member), BUFFER_BYTES)
                 yield io.TextIOWrapper(plain, encoding="utf-8-sig", newline="")
             return

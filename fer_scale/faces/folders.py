@@ -14,6 +14,8 @@ from fer_scale.faces.tables import read_picture
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".jpe", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 DOCUMENTS = ("readme", "license", "licence", "notice")
 """What data sets bring beside their folders; nobody has to be told that these are no pictures."""
+BESIDE = (".bib", ".csv", ".html", ".json", ".md", ".pdf", ".rst", ".txt")
+"""Endings of texts and tables: where such a file lies says nothing of where the class folders are."""
 LISTING_ROWS = 65536
 
 
@@ -27,6 +29,11 @@ def is_document(name: str) -> bool:
     return os.path.splitext(os.path.basename(name))[0].lower() in DOCUMENTS
 
 
+def may_be_picture(name: str) -> bool:
+    """Whether a relative path may be a picture's, which may have any ending or none."""
+    return not is_document(name) and not name.lower().endswith(BESIDE)
+
+
 class Layout:
     """Which folder of a tree is the split and which the class.
 
@@ -35,8 +42,9 @@ class Layout:
     """
 
     def __init__(self, folders: Iterable[str], columns: Columns, classes: Collection[str]) -> None:
-        """``folders``: those that hold files, relative, separated by ``/``; the root itself is ``""``."""
+        """``folders``: those that may hold pictures, relative, separated by ``/``; the root itself is ``""``."""
         self.columns = columns
+        self.classes = classes
         parts = {tuple(folder.split("/")) for folder in folders if folder}
         self.depth = 0
         while parts and all(len(path) > self.depth + 1 for path in parts):
@@ -58,6 +66,14 @@ class Layout:
         """A file in a class folder, whatever it is, or a picture that is in none; no README beside them."""
         return not is_hidden(name) and bool(self.of(name)[1] or name.lower().endswith(PICTURE_ENDINGS))
 
+    def has_class_folders(self, names: Iterable[str]) -> bool:
+        """Whether class folders hold pictures: what they end in says so, or a folder with the name of a class."""
+        return any(
+            name.lower().endswith(PICTURE_ENDINGS) or (label in self.classes and may_be_picture(name))
+            for name in names
+            if (label := self.of(name)[1])
+        )
+
 
 class Listing:
     """File names and sizes, packed (a Python string apiece would take three times the memory)."""
@@ -67,12 +83,14 @@ class Listing:
         self._sizes: list[pa.Array] = []
         self._open: list[tuple[bytes, int]] = []
         self.folders: set[str] = set()
+        """Those that may hold pictures, as `Layout` takes them."""
         self.endings: Counter[str] = Counter()
 
     def add(self, name: str, size: int) -> None:
         """Note one file by its relative path."""
         self._open.append((os.fsencode(name), size))
-        self.folders.add(name.rpartition("/")[0])
+        if may_be_picture(name):
+            self.folders.add(name.rpartition("/")[0])
         self.endings[os.path.splitext(name)[1].lower()] += 1
         if len(self._open) >= LISTING_ROWS:
             self._pack()

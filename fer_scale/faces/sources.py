@@ -69,7 +69,7 @@ def _open_folder(path: str, columns: Columns, classes: Collection[str]) -> Sourc
         listing = list_folder(path)
     except MissingPathError:
         listing = None
-    if listing is None or not listing.folders:
+    if listing is None or not listing.endings:
         raise InputError(f"{path} is empty", ACCEPTED, "choose another source")
     tables = [name for name, _ in listing if name.lower().endswith(PARQUET_ENDINGS)]
     if tables:
@@ -79,11 +79,11 @@ def _open_folder(path: str, columns: Columns, classes: Collection[str]) -> Sourc
             source.remarks.append(f"left out: {others} file(s) that are no Parquet")
         return source
     folder = FolderSource(path, listing, columns, classes)
+    sheets = [name for name, _ in listing if name.lower().endswith(".csv")]
+    if sheets and not folder.layout.has_class_folders(name for name, _ in listing):
+        return CsvSource(sheets, partial(_text_of, path), path, columns)
     if set(folder.labels()) - {""}:
         return folder
-    sheets = [name for name, _ in listing if name.lower().endswith(".csv")]
-    if sheets:
-        return CsvSource(sheets, partial(_text_of, path), path, columns)
     raise InputError(
         f"{path} has no class folders", ACCEPTED, "put the pictures of each class into a folder of its name"
     )

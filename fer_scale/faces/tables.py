@@ -61,6 +61,14 @@ class ParquetSource:
                     "encoded pictures (binary), pixel text, paths, or a struct with bytes",
                     "name the picture column with --image-column",
                 )
+            for column in (self.columns.label, self.columns.split):
+                kind = None if column is None else file.schema_arrow.field(column).type
+                if kind is not None and pa.types.is_nested(kind):
+                    raise InputError(
+                        f"column {column!r} of {name} is {kind}",
+                        "one text or number a row",
+                        "name another with --label-column or --split-column",
+                    )
             if self.columns.split is None and "split" in there:
                 self.remarks.append(f"{name} has a column 'split' that is not used; --split-column split uses it")
             self.total = (self.total or 0) + file.metadata.num_rows

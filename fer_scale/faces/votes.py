@@ -90,16 +90,20 @@ class Votes:
 
     def of(self, ident: str) -> list[float] | None:
         """Votes for each of the store's classes; None where there are none, or most are for something else."""
-        at = self._at.get(ident)
+        at = self._place(ident)
         return None if at is None or not self._enough[at] else self._by_class[at].tolist()
 
     def majority(self, ident: str) -> str:
         """The option with more votes than any other; empty where none has."""
-        at = self._at.get(ident)
+        at = self._place(ident)
         if at is None:
             return ""
         best = np.flatnonzero(self._counts[at] == self._counts[at].max())
         return self._names[best[0]] if len(best) == 1 else ""
+
+    def _place(self, ident: str) -> int | None:
+        """A row's votes: a row of Parquet keeps the spaces about its id, a CSV's and the votes have none."""
+        return self._at.get(ident.strip())
 
     def labelled(self, records: Iterable[Record]) -> Iterator[Record]:
         """The rows with `majority` as their label."""
@@ -110,7 +114,7 @@ class Votes:
         """Rows by what they found here: joined, elsewhere (most votes are for other classes), unmatched."""
         counts = dict.fromkeys(("joined", "elsewhere", "unmatched"), 0)
         for ident in ids:
-            at = self._at.get(ident)
+            at = self._place(ident)
             counts["unmatched" if at is None else "joined" if self._enough[at] else "elsewhere"] += 1
         return counts
 

@@ -68,13 +68,14 @@ class Windows:
         self.steps_per_epoch = rows // self.size
         stored = sum(group.bytes for group in self._groups) // max(rows, 1)
         face = max(preprocessing.channels * preprocessing.size**2, stored)
-        self._steps_per_window = max(1, window_bytes // (face * self.size))
-        self.per_epoch = -(-self.steps_per_epoch // self._steps_per_window)
+        self.steps_per_window = max(1, min(window_bytes // (face * self.size), self.steps_per_epoch))
+        """Of an epoch's last one it may be fewer."""
+        self.per_epoch = -(-self.steps_per_epoch // self.steps_per_window)
 
     def at(self, step: int) -> tuple[int, int]:
         """The window of a step's global batch, and the batch's place within it."""
         epoch, step = divmod(step, self.steps_per_epoch)
-        window, place = divmod(step, self._steps_per_window)
+        window, place = divmod(step, self.steps_per_window)
         return epoch * self.per_epoch + window, place
 
     def read(self, window: int, rank: int = 0, workers: int = 1) -> Faces:
@@ -101,8 +102,8 @@ class Windows:
 
     def _table(self, window: int, columns: list[str]) -> pa.Table:
         epoch, within = divmod(window, self.per_epoch)
-        first = within * self._steps_per_window * self.size
-        last = min(first + self._steps_per_window * self.size, self.steps_per_epoch * self.size)
+        first = within * self.steps_per_window * self.size
+        last = min(first + self.steps_per_window * self.size, self.steps_per_epoch * self.size)
         return pa.concat_tables(self._pieces(epoch, first, last, columns)).combine_chunks()
 
     def _pieces(self, epoch: int, first: int, last: int, columns: list[str]) -> Iterator[pa.Table]:

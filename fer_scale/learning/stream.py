@@ -26,6 +26,7 @@ class StreamedBatches:
     def __init__(self, windows: Windows, num_classes: int, device: torch.device, opened: Opened = here) -> None:
         self.size = windows.size
         self.steps_per_epoch = windows.steps_per_epoch
+        self.steps_per_window = windows.steps_per_window
         self._windows, self._classes, self._device, self._opened = windows, num_classes, device, opened
         self._rank, self.workers = place()
         self._part = len(range(self._rank, self.size, self.workers))

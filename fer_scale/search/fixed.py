@@ -5,17 +5,21 @@ import dataclasses
 import json
 import random
 import tomllib
+import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fer_scale import storage
-from fer_scale.errors import InputError
+from fer_scale.errors import InputError, MissingPathError
 from fer_scale.faces.images import Preprocessing
 from fer_scale.families import FAMILIES
 from fer_scale.learning.configuration import Configuration
 from fer_scale.learning.recipe import Recipe
 from fer_scale.search.space import BY_OPTIMIZER, DRAWS, RATES, NeverError, pinned, suggest
 from fer_scale.search.starts import STARTS
+
+NAMED = ("auto", "imagenet", "none")
+"""Weights that are no path."""
 
 
 def check_fixed(fixed: Mapping[str, Any], families: Sequence[str]) -> dict[str, Any]:
@@ -29,12 +33,16 @@ def check_fixed(fixed: Mapping[str, Any], families: Sequence[str]) -> dict[str, 
     """
     references = {name: Configuration.reference(name) for name in families}
     shared = [f.name for owner in (Recipe, Preprocessing) for f in dataclasses.fields(owner)] + ["test_time_flip"]
-    own = [f"{name}.{f.name}" for name, r in references.items() for f in dataclasses.fields(r.network)]
+    own = {
+        f"{name}.{field}": hint
+        for name, reference in references.items()
+        for field, hint in typing.get_type_hints(type(reference.network)).items()
+    }
     checked: dict[str, Any] = {}
     for key, value in fixed.items():
         if key not in (*shared, *own):
-            raise InputError(f"fix {key}={value}", f"one of {', '.join(sorted(shared + own))}", "correct the name")
-        checked[key] = _parsed(key, value)
+            raise InputError(f"fix {key}={value}", f"one of {', '.join(sorted([*shared, *own]))}", "correct the name")
+        checked[key] = _parsed(key, value, text=own.get(key) is str)
     for name, reference in references.items():
         start = Configuration.from_dict({"family": name, **STARTS.get(name, [{}])[0]})
         _check_together(reference, start, pinned(checked, reference), pinned(checked, start))
@@ -42,6 +50,7 @@ def check_fixed(fixed: Mapping[str, Any], families: Sequence[str]) -> dict[str, 
             for value in _members(given):
                 alone = pinned({key: value}, reference)
                 _check_together(reference, start, {**pinned(checked, reference), **alone}, alone)
+    _check_weights(checked)
     for name in RATES:
         for key in BY_OPTIMIZER:
             if key in checked:
@@ -49,6 +58,14 @@ def check_fixed(fixed: Mapping[str, Any], families: Sequence[str]) -> dict[str, 
     for name in families if checked else []:
         _check_drawn(name, checked)
     return checked
+
+
+def _check_weights(fixed: Mapping[str, Any]) -> None:
+    """Refuse a file that is not there: every fit of the family would find out for itself."""
+    for key, given in fixed.items():
+        for path in given if isinstance(given, list) else [given]:
+            if key.endswith(".weights") and path not in NAMED and not storage.exists(path):
+                raise MissingPathError(f"fix {key}={path}", f"{', '.join(NAMED)}, or a file", "correct it")
 
 
 class _Dice:
@@ -115,25 +132,34 @@ def read(path: str) -> dict[str, Any]:
     return flat
 
 
-def _parsed(key: str, value: Any) -> Any:
-    """One value, a list, or a range as a dict; text from the command line is read as JSON where it reads like it."""
-    if key.endswith(".weights") and isinstance(value, str):
-        return value if value in ("auto", "imagenet", "none") else storage.normal(value)
-    if isinstance(value, str) and "," in value and not value.startswith("["):
-        value = value.split(",")
+def _parsed(key: str, value: Any, *, text: bool) -> Any:
+    """One value, a list, or a range as a dict; text from the command line is read as JSON where it reads like it.
+
+    What is asked for as ``text`` stays text though it reads like a number, as the 256 of a dense head.
+    """
+    given = value
+    parts = [part.strip() for part in value.split(",")] if isinstance(value, str) else []
+    if key.endswith(".weights") and not set(parts) <= set(NAMED):
+        return storage.normal(value)
+    if len(parts) > 1 and not value.startswith("["):
+        value = parts
     if isinstance(value, str) and ".." in value:
-        low, high = (_parsed(key, end) for end in value.split("..", 1))
-        if not all(isinstance(end, int | float) for end in (low, high)) or not low <= high:
-            raise InputError(f"fix {key}={value}", "a range as 0.01..0.1", "correct it")
-        return {"low": low, "high": high}
+        low, high = (_parsed(key, end, text=text) for end in value.split("..", 1))
+        value = {"low": low, "high": high}
     if isinstance(value, str):
         with contextlib.suppress(ValueError):
-            value = json.loads(value)
+            read = json.loads(value)
+            value = read if not text or isinstance(read, str | list) else value
     if isinstance(value, list | tuple):
-        members = [_parsed(key, one) for one in value]
+        members = [_parsed(key, one, text=text) for one in value]
         if not members or any(isinstance(one, list | dict) for one in members):
-            raise InputError(f"fix {key}={value}", "values, as 48,64", "correct it")
+            raise InputError(f"fix {key}={given}", "values, as 48,64", "correct it")
         return members[0] if len(members) == 1 else members
-    if isinstance(value, dict) and set(value) != {"low", "high"}:
-        raise InputError(f"fix {key}={value}", "a value, a list of values, or a range as 0.01..0.1", "correct it")
+    if isinstance(value, dict) and not _is_range(value):
+        raise InputError(f"fix {key}={given}", "a value, a list of values, or a range as 0.01..0.1", "correct it")
     return value
+
+
+def _is_range(value: dict[str, Any]) -> bool:
+    numbers = all(isinstance(end, int | float) for end in value.values())
+    return set(value) == {"low", "high"} and numbers and value["low"] <= value["high"]

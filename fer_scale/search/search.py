@@ -21,8 +21,8 @@ from fer_scale.search.progress import SearchProgress
 from fer_scale.search.record import Record
 from fer_scale.search.study import Fit, Study, new_name
 
-SETTINGS = ("fingerprint", "families", "fixed", "seed")
-"""What must be the same for a search to go on."""
+SETTINGS = ("fingerprint", "families", "fixed", "seed", "cpus_per_trial", "gpus_per_trial")
+"""What must be the same for a search to go on: the last two decide what a second of compute is worth."""
 ATTEMPTS = 2
 """How often a fit is begun whose process dies: the first time it may have been the machine."""
 PRICING_SHARE, PRICING_SECONDS = 0.03, 60.0
@@ -45,6 +45,8 @@ class Search:
         seed: int,
         max_trials: int | None = None,
         price_per_hour: float | None = None,
+        cpus_per_trial: float = 1,
+        gpus_per_trial: float = 0,
     ) -> None:
         self._out = out
         self._store = store
@@ -54,6 +56,8 @@ class Search:
             "families": list(families),
             "fixed": dict(fixed),
             "seed": seed,
+            "cpus_per_trial": cpus_per_trial,
+            "gpus_per_trial": gpus_per_trial,
             "rungs": vars(Rungs.within(budget, slots, len(families))),
             "seconds": 0.0,
         }
@@ -82,16 +86,30 @@ class Search:
         """Those of the search that is gone on with, where there is one."""
         path = storage.join(self._out, "search.json")
         if not storage.exists(path):
+            self._check_free()
             return
-        earlier = storage.read_json(path)
+        # an earlier version's search does not say what its trials had: from here on it is what they have now
+        earlier: dict[str, Any] = {**self._settings, **storage.read_json(path)}
         for key in SETTINGS:
-            if earlier.get(key) != self._settings[key]:
+            then, now = earlier[key], self._settings[key]
+            if then != now and not (key == "families" and sorted(then) == sorted(now)):
                 raise InputError(
-                    f"--resume of {self._out} with {key} {self._settings[key]}",
-                    f"{earlier.get(key)} as the search began with",
+                    f"--resume of {self._out} with {key} {now}",
+                    f"{then} as the search began with",
                     "give the same store and options, or another --out",
                 )
         self._settings = earlier
+
+    def _check_free(self) -> None:
+        """Refuse a folder that holds something else, such as a report or a bundle; a lease may be of a killed run."""
+        files = () if storage.is_empty(self._out) else storage.list_files(self._out)
+        names = (storage.name(file.path) for file in files)
+        if found := next((name for name in names if name != "lease.json" and not name.startswith(".")), None):
+            raise InputError(
+                f"--resume of {self._out}, which holds {found} and no search.json",
+                "a search, or an empty folder",
+                "correct --out",
+            )
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
@@ -182,8 +200,9 @@ class Search:
 
         Args:
             number: of the fit.
-            result: what :meth:`Trial.score <fer_scale.search.trial.Trial.score>` gives and the ``share`` of the fit's
-                steps that were taken; or a ``reason`` for there being no accuracy, and whether its process ``died``.
+            result: what :meth:`Trial.score <fer_scale.search.trial.Trial.score>` gives, the ``share`` of the fit's
+                steps that were taken, and whether it was ``capped``; or a ``reason`` for there being no accuracy, and
+                whether its process ``died``.
 
         Returns:
             Whether it is on record: what died for the first time is begun once more instead.
@@ -197,7 +216,7 @@ class Search:
         known = (*rows.OF_FIT, "compute_seconds", "share", "seconds", "reason")
         kept = {key: result[key] for key in known if key in result}
         kept |= {"started": started, "ended": time.time(), "top": fit.rung >= self.rungs.count}
-        if kept.get("share", 0) >= 1 and "seconds" in kept:
+        if kept.get("share", 0) >= 1 and "seconds" in kept and not result.get("capped"):  # that would be too fast
             self._paces.append((kept["seconds"], compute))
         if "accuracy" in kept:
             kept["share"] *= compute / self.rungs.compute(fit.rung)

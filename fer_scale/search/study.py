@@ -83,7 +83,8 @@ class Study:
         known: dict[int, Fit] = {}
         trials = [trial for trial in self._study.get_trials(deepcopy=False) if "fit" in trial.user_attrs]
         self._trials = 1 + max((json.loads(trial.user_attrs["fit"])["trial"] for trial in trials), default=-1)
-        self._sampler = Sampler(self._seed + self._trials, 2 * len(self._families))
+        # Optuna takes 32 bits, and the largest seed is the largest of those
+        self._sampler = Sampler((self._seed + self._trials) % 2**32, 2 * len(self._families))
         for trial in trials:
             told = json.loads(trial.user_attrs["fit"])
             told.setdefault("configuration", known[told["trial"]].configuration if told["trial"] in known else None)

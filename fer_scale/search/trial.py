@@ -13,6 +13,7 @@ from fer_scale.learning import metrics
 from fer_scale.learning.batches import Feed
 from fer_scale.learning.loop import Learner, anneal, fit
 from fer_scale.learning.recipe import Recipe
+from fer_scale.learning.stream import StreamedBatches
 
 MEASURED_STEPS = {"cpu": 3, "cuda": 20}
 """How many steps are timed. One on a GPU is short, and where trials share it the neighbours' slices of its time lie in
@@ -31,6 +32,7 @@ class Trial:
     Args:
         compute: seconds of the device.
         most_epochs: what the fit is enough with even where compute is left.
+        cpus: that the process has, for :func:`clock`.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Trial:
         seed: int,
         device: torch.device,
         most_epochs: int | None = None,
+        cpus: float = 1,
     ) -> None:
         self.learner = Learner(network, recipe, class_counts=list(counts), seed=seed, device=device)
         self.compute_seconds = 0.0
@@ -52,23 +55,31 @@ class Trial:
         self._most = most_epochs * batches.steps_per_epoch if most_epochs else math.inf
         self.steps = self._measured + 1
         """Of the whole fit, known once it is measured."""
+        self.capped = False
+        """Whether the epochs end it before its compute does."""
         self._compute = compute
         self._batches = batches
+        self._steps_per_window = batches.steps_per_window if isinstance(batches, StreamedBatches) else math.inf
         self._val = val
-        self._clock = clock(device)
+        self._clock = clock(device, cpus)
 
     def measure(self) -> None:
         """Take the first steps, at the low rate that every fit begins with, and time them.
 
-        The first one also allocates, so the cheapest of the others counts.
+        The first one also allocates, so the cheapest of the others counts. To it comes its share of reading a window,
+        where the faces are streamed.
         """
-        costs = []
+        reads, costs = [], []
         for _ in range(self._measured):
             began = self._clock()
+            self._batches.batch(self.learner.step)  # a stream reads a window here, and the step finds it in memory
+            read = self._clock()
             self.learner.train_step(self._batches, anneal(self.learner.recipe, 0.0))  # of all stages, whatever thaws
-            costs.append(self._clock() - began)
-        self.compute_seconds += sum(costs)
-        paid = self._compute / max(min(costs[1:]), 1e-6)
+            reads.append(read - began)
+            costs.append(self._clock() - read)
+        self.compute_seconds += sum(reads) + sum(costs)
+        paid = self._compute / max(min(costs[1:]) + reads[0] / self._steps_per_window, 1e-6)
+        self.capped = paid > self._most
         self.steps = max(round(min(paid, self._most)), self._measured + 1)
 
     def run(self, deadline: float) -> float:
@@ -108,14 +119,16 @@ class Trial:
         }
 
 
-def clock(device: torch.device) -> Callable[[], float]:
-    """Seconds of compute on a device."""
-    return _cpu_clock if device.type == "cpu" else _cuda_clock
+def clock(device: torch.device, cpus: float = 1) -> Callable[[], float]:
+    """Seconds of compute on a device; on CPUs wall time, were there no neighbours but those it shares a core with.
 
-
-def _cpu_clock() -> float:
-    """Seconds of this process's CPUs over the number of them: wall time, were there no neighbours."""
-    return time.process_time() / torch.get_num_threads()
+    Args:
+        device: whose time counts.
+        cpus: that this process has. With a share of one, a second of CPU takes as many seconds as have that share.
+    """
+    if device.type != "cpu":
+        return _cuda_clock
+    return lambda: time.process_time() / (torch.get_num_threads() * min(cpus, 1))
 
 
 def _cuda_clock() -> float:

@@ -31,6 +31,8 @@ FAILURES = 12
 """Fits in a row that failed, after which a search ends: with such a machine or store all others would."""
 MEMORY_PARTS = 8
 """Without a memory limit, decoded faces of one input size have one part of so many: several sizes are shared."""
+LEAST = 0.0001
+"""The least share of a CPU or a GPU that Ray counts."""
 SETTINGS = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a failed trial has no score
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -143,12 +145,12 @@ def tune(
     budget = parse_seconds(time_budget, "time-budget")
     _check_numbers(max_trials, cpus_per_trial, gpus_per_trial, price_per_hour)
     limit = None if memory_limit is None else parse_bytes(memory_limit, "memory-limit")
-    deadline = time.time() + budget
     faces = Store.open(store)
     for split in ("train", "val"):
         faces.check(split)
     storage.check_output(out, overwrite=overwrite, resume=resume, inputs=[store])
     with connected(cpus=cpus_per_trial, gpus=gpus_per_trial) as cluster:
+        deadline = time.time() + budget  # what an autoscaler took to bring machines is not the search's
         gpus = gpus_per_trial if gpus_per_trial is not None else float(cluster.offers_gpus)
         slots = cluster.machines.room(cpus_per_trial, gpus)
         if overwrite:
@@ -165,6 +167,8 @@ def tune(
             seed=seed,
             max_trials=max_trials,
             price_per_hour=price_per_hour,
+            cpus_per_trial=cpus_per_trial,
+            gpus_per_trial=gpus,
         )
         memory = limit or cluster.memory / MEMORY_PARTS
         with search:
@@ -173,7 +177,7 @@ def tune(
                 pictures=Pictures.options(scheduling_strategy=_here()).remote(store, memory),  # type: ignore[attr-defined]
                 store=store,
                 memory_limit=memory,
-                threads=max(int(cpus_per_trial), 1),
+                cpus=cpus_per_trial,
                 gpu=gpus > 0,
             )
             resources = {"cpu": cpus_per_trial, "gpu": gpus}
@@ -209,11 +213,12 @@ def _run(trial: Any, proposer: Proposer, slots: int, end: float) -> None:
 
 
 def _check_numbers(max_trials: int | None, cpus: float, gpus: float | None, price: float | None) -> None:
-    for name, value, low in (("max-trials", max_trials, 1), ("gpus-per-trial", gpus, 0), ("price-per-hour", price, 0)):
-        if value is not None and value < low:
+    least = {"max-trials": (max_trials, 1), "price-per-hour": (price, 0), "cpus-per-trial": (cpus, LEAST)}
+    for name, (value, low) in {**least, "gpus-per-trial": (gpus or None, LEAST)}.items():
+        if value is not None and not value >= low:
             raise InputError(f"{name} {value}", f"{low} or more", "give a larger number")
-    if not cpus > 0:
-        raise InputError(f"cpus-per-trial {cpus}", "more than 0", "give a larger number")
+    if gpus is not None and gpus > 1 and gpus % 1:
+        raise InputError(f"gpus-per-trial {gpus}", "a share of one GPU, or a whole number of them", "round it")
 
 
 def _check_families(names: Sequence[str] | str | None) -> list[str]:

@@ -69,12 +69,13 @@ class Climber(ray.tune.Trainable):
         pictures: Any = None,
         store: str = "",
         memory_limit: float = 0,
-        threads: int = 1,
+        cpus: float = 1,
         gpu: bool = False,
     ) -> None:
         """Called once an actor."""
-        torch.set_num_threads(threads)
+        torch.set_num_threads(max(int(cpus), 1))
         self._device = torch.device("cuda" if gpu else "cpu")
+        self._cpus = cpus
         self._pictures = pictures
         self._store = Store.open(store)
         self._memory_limit = memory_limit
@@ -114,12 +115,14 @@ class Climber(ray.tune.Trainable):
                 seed=seed,
                 device=self._device,
                 most_epochs=None if network is whole else HEAD_EPOCHS,
+                cpus=self._cpus,
             )
             trial.compute_seconds = self._spent
             began = time.time()  # all before this, and none of the steps and the scoring, is lost between two fits
             trial.measure()
             share = trial.run(self._config["deadline"])
-            return {**facts, **trial.score(), "share": share, "seconds": time.time() - began, "done": True}
+            facts |= {**trial.score(), "share": share, "capped": trial.capped}
+            return {**facts, "seconds": time.time() - began, "done": True}
         except Exception as error:  # nothing that a fit may raise is worth the search, or its true reason
             cause = error.cause if isinstance(error, RayTaskError) else error
             # a CUDA error stays with its process, and all that comes after it there fails
@@ -153,7 +156,7 @@ class Climber(ray.tune.Trainable):
         """Whether a trial has computed these features, or this one can within what it is given."""
         if ray.get(self._pictures.features.remote(key)):
             return True
-        few, seconds = faces.rows(slice(0, BATCH)), clock(self._device)
+        few, seconds = faces.rows(slice(0, BATCH)), clock(self._device, self._cpus)
         features(network, few, self._device)  # the first pass also allocates
         began = seconds()
         features(network, few, self._device)
@@ -166,7 +169,7 @@ class Climber(ray.tune.Trainable):
         if found := ray.get(self._pictures.features.remote(key)):
             shared: Faces = ray.get(found[0])
             return shared
-        seconds = clock(self._device)
+        seconds = clock(self._device, self._cpus)
         began = seconds()
         made = features(network, faces, self._device, mirrored=mirrored)
         self._spent += seconds() - began

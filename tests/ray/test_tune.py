@@ -127,8 +127,9 @@ def test_a_trial_that_fails_is_a_row_with_a_reason_in_place_of_an_older_search(
     searched: tuple[Path, dict[str, Any]], store: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(searched[0], tmp_path / "s")
-    nowhere = str(tmp_path / "no.safetensors")
-    fix = {"resnet.weights": nowhere, "resnet.variant": "resnet18", "cnn1.width": 0.25}
+    (tmp_path / "no.safetensors").write_bytes(b"no weights")
+    broken = str(tmp_path / "no.safetensors")
+    fix = {"resnet.weights": broken, "resnet.variant": "resnet18", "cnn1.width": 0.25}
     fer_scale.tune(
         store,
         out=tmp_path / "s",
@@ -143,7 +144,7 @@ def test_a_trial_that_fails_is_a_row_with_a_reason_in_place_of_an_older_search(
     assert {row["family"] for row in trials(tmp_path / "s")} == {"resnet", "cnn1"}
     failed = next(row for row in trials(tmp_path / "s") if row["family"] == "resnet")
     assert failed["status"] == "failed"
-    assert nowhere in failed["reason"]
+    assert broken in failed["reason"]
     assert failed["accuracy"] is None
 
 

@@ -341,6 +341,65 @@ def test_a_tar_with_fer2013_csv_inside(tmp_path):
     assert result["kept"] == 12
 
 
+FER2013 = "emotion,pixels,Usage\n" + "".join(f"{3 + n % 2},{pixel_text(n)},Training\n" for n in range(12))
+
+
+@pytest.mark.parametrize("kind", ["tar.gz", "zip", "folder"])
+def test_what_lies_beside_a_wrapped_csv_does_not_hide_it(kind, tmp_path):
+    files = {"fer2013.csv": FER2013, "README": "x", "fer2013.bib": "x", "CHECKSUM": "x"}
+    for name, text in files.items():
+        path = tmp_path / "whole/fer2013" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    source = tmp_path / "whole"
+    if kind == "tar.gz":
+        source = tmp_path / "fer2013.tar.gz"
+        with tarfile.open(source, "w:gz") as archive:
+            archive.add(tmp_path / "whole/fer2013", "fer2013")
+    elif kind == "zip":
+        source = tmp_path / "fer2013.zip"
+        with zipfile.ZipFile(source, "w") as packed:
+            for name in files:
+                packed.write(tmp_path / "whole/fer2013" / name, f"fer2013/{name}")
+    result = ingest(source, tmp_path / "store", classes=TWO, quiet=True)
+    assert (result["kept"], result["rejected"]) == (12, 0)
+
+
+@pytest.mark.parametrize("ending", [".png", ".dat", ""])
+@pytest.mark.parametrize("archived", [False, True])
+def test_what_lies_beside_wrapped_class_folders_does_not_hide_them(ending, archived, tmp_path):
+    source = tmp_path / ("faces.zip" if archived else "faces")
+    files = {f"set/train/{label}/{n}{ending}": picture(100 * at + n) for at, label in enumerate(TWO) for n in range(5)}
+    files |= {"set/README.md": b"x", "set/labels.csv": b"name,label\n", "set/train/faces.bib": b"x"}
+    if archived:
+        with zipfile.ZipFile(source, "w") as archive:
+            for name, data in files.items():
+                archive.writestr(name, data)
+    else:
+        for name, data in files.items():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes(data)
+    result = ingest(source, tmp_path / "store", classes=TWO, quiet=True)
+    assert (result["kept"], result["rejected"]) == (10, 0)
+    assert {row["label"] for row in rows_of(tmp_path / "store")} == set(TWO)
+
+
+def test_a_csv_in_a_damaged_or_encrypted_zip_gets_one_clear_line(tmp_path):
+    path = tmp_path / "fer2013.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("fer2013.csv", FER2013)
+    whole = path.read_bytes()
+    for at, data in ((60, bytes(60)), (6, b"\1")):  # the member's bytes; its flag that it is encrypted
+        damaged = bytearray(whole)
+        damaged[at : at + len(data)] = data
+        if len(data) == 1:
+            damaged[whole.index(b"PK\1\2") + 8] |= 1  # and in the directory
+        path.write_bytes(damaged)
+        line = wrong(tmp_path, path, classes=TWO)
+        assert str(path) in line
+        assert "expected a whole zip or tar archive" in line
+
+
 def test_others_become_one_more_class(tmp_path):
     root = class_folders(tmp_path / "faces", 6, ("happy", "sad", "angry", "fear"))
     (root / "fear/same.png").write_bytes((root / "angry/000.png").read_bytes())
@@ -538,6 +597,17 @@ def test_wrong_columns_and_splits_name_what_is_there(tmp_path):
     )
 
 
+def test_a_label_or_split_that_is_no_single_value_is_refused(tmp_path):
+    rows = [{"image": picture(n), "label": [TWO[n % 2]], "usage": {"name": "train"}} for n in range(4)]
+    path = parquet(tmp_path / "faces.parquet", rows)
+    line = wrong(tmp_path, path, classes=TWO)
+    assert "column 'label' of faces.parquet is list" in line
+    assert "--label-column" in line
+    single = [{**row, "label": "sad"} for row in rows]
+    line = wrong(tmp_path, parquet(path, single), classes=TWO, split_column="usage")
+    assert "column 'usage' of faces.parquet is struct" in line
+
+
 def test_an_output_that_would_harm_something_is_refused(tmp_path):
     root = class_folders(tmp_path / "faces", 5)
     (tmp_path / "full").mkdir()
@@ -604,6 +674,15 @@ def test_the_majority_of_all_options_may_be_the_label(tmp_path, voted):
     assert (result["kept"], result["dropped"], result["rejected"]) == (20, 10, 20)
     labels = {row["id"]: row["label"] for row in rows_of(tmp_path / "store")}
     assert all(label == {"0": "happy", "1": "sad"}[str(int(ident) % 5)] for ident, label in labels.items())
+
+
+def test_spaces_about_an_id_do_not_part_a_row_from_its_votes(tmp_path, voted):
+    table = pq.read_table(voted["source"]).to_pylist()
+    parquet(voted["source"], [{**row, "name": f" {row['name']} "} for row in table])
+    result = ingest(store=tmp_path / "store", **voted)
+    assert result["votes"] == {"joined": 30, "elsewhere": 10, "unmatched": 10}
+    labels = ingest(store=tmp_path / "labels", label_from_votes=True, **voted)
+    assert labels["kept"] == 20
 
 
 def test_wrong_votes_get_one_clear_line(tmp_path, voted):

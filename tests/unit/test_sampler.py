@@ -121,6 +121,16 @@ def test_a_search_that_goes_on_does_not_propose_what_it_has(tmp_path: Path) -> N
     assert len(set(found)) == 8
 
 
+def test_a_search_of_the_largest_seed_goes_on(tmp_path: Path) -> None:
+    for trial in range(2):
+        journal = Journal(str(tmp_path))
+        study = Study(journal, ["cnn1"], {}, 2**32 - 1, "last")
+        number, fit = study.new()
+        assert fit.trial == trial
+        study.end(number, fit, {"accuracy": 0.5, "top": False})
+        journal.keep()
+
+
 def test_the_sampler_forgets_all_but_the_best_and_the_latest_and_still_knows_what_runs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

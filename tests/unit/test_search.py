@@ -1,9 +1,11 @@
 """A search without Ray: the space, the study's memory, a trial's rungs, the record and its resume."""
 
+import contextlib
 import copy
 import dataclasses
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,15 @@ import torch
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
+import fer_scale
 from fer_scale import lease as leases
 from fer_scale import storage
 from fer_scale.bundle import build
-from fer_scale.errors import InputError
+from fer_scale.cluster import Cluster
+from fer_scale.errors import FerScaleError, InputError
 from fer_scale.faces.images import Preprocessing
 from fer_scale.faces.sample import draw
-from fer_scale.faces.store import Store
+from fer_scale.faces.store import Faces, Store
 from fer_scale.faces.windows import Windows
 from fer_scale.families import FAMILIES
 from fer_scale.learning.batches import Batches, Feed
@@ -29,6 +33,7 @@ from fer_scale.learning.configuration import Configuration
 from fer_scale.learning.loop import Learner, fit
 from fer_scale.learning.stream import StreamedBatches
 from fer_scale.lease import LeaseLostError
+from fer_scale.machines import Machine, Machines
 from fer_scale.search import price, rows
 from fer_scale.search.features import backbone, features, head_alone, head_of
 from fer_scale.search.fixed import check_fixed
@@ -38,7 +43,7 @@ from fer_scale.search.search import Search
 from fer_scale.search.space import suggest
 from fer_scale.search.starts import STARTS
 from fer_scale.search.study import Fit, Study
-from fer_scale.search.trial import Trial
+from fer_scale.search.trial import Trial, clock
 from fer_scale.verbs.ingest import ingest
 
 FAR = 4e9
@@ -94,6 +99,10 @@ def test_what_is_fixed_is_not_drawn() -> None:
         ({"lr": "0.1..x"}, "range"),
         ({"lr": "0.1..20"}, "lr=20"),
         ({"lr": {"from": 1}}, "range"),
+        ({"lr": {"low": 0.1, "high": 0.01}}, r"low.: 0\.1.*range"),
+        ({"lr": {"low": "0.01", "high": 0.1}}, "range"),
+        ({"cnn1.dense": 256}, "dense=256.*str"),
+        ({"cnn1.dense": "64..256"}, "range"),
         ({"weight_decay": "0..0.01"}, r"weight_decay=0\.\.0\.01.*above 0"),
         ({"size": "50..60"}, r"size=50\.\.60 for cnn1.*48, 64"),
         ({"test_time_flip": "maybe"}, "test_time_flip"),
@@ -102,6 +111,38 @@ def test_what_is_fixed_is_not_drawn() -> None:
 def test_a_wrong_fix_names_the_valid_ones(fixed: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         check_fixed(fixed, ["cnn1"])
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ("256", "256"),
+        ('"256"', "256"),
+        ("512-256", "512-256"),
+        ("none, 256", ["none", "256"]),
+        ('["none", "256"]', ["none", "256"]),
+        (["256", "64"], ["256", "64"]),
+    ],
+)
+def test_what_holds_text_is_not_read_as_a_number(given: Any, read: Any, tmp_path: Path) -> None:
+    fixed = check_fixed({"cnn1.dense": given}, ["cnn1"])
+    assert fixed == {"cnn1.dense": read}
+    space = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    drawn = {suggest(space.ask(), ["cnn1"], fixed).network.dense for _ in range(12)}
+    assert drawn == ({read} if isinstance(read, str) else set(read))
+    (tmp_path / "space.toml").write_text(f"[cnn1]\ndense = {json.dumps(given)}\n")
+    assert check_fixed(read_space(str(tmp_path / "space.toml")), ["cnn1"]) == fixed
+
+
+def test_weights_are_names_or_a_file_that_is_there(tmp_path: Path) -> None:
+    both = check_fixed({"resnet.weights": "imagenet, none"}, ["resnet"])
+    assert both == {"resnet.weights": ["imagenet", "none"]}
+    (tmp_path / "a,b.pth").write_bytes(b"")
+    path = str(tmp_path / "a,b.pth")
+    assert check_fixed({"resnet.weights": path}, ["resnet"]) == {"resnet.weights": path}
+    for wrong in (str(tmp_path / "gone.pth"), ["none", str(tmp_path / "gone.pth")], "imagenet,nine"):
+        with pytest.raises(InputError, match=r"weights=.*(gone|nine).*auto, imagenet, none, or a file"):
+            check_fixed({"resnet.weights": wrong}, ["resnet"])
 
 
 def test_a_range_of_what_may_be_null_takes_its_numbers() -> None:
@@ -257,6 +298,45 @@ def test_a_store_larger_than_memory_is_read_as_the_fit_goes(store: Store) -> Non
     assert streamed._batches.steps_per_epoch == whole._batches.steps_per_epoch
 
 
+class Slow(Windows):
+    """Each window takes so much of the CPU to read."""
+
+    seconds = 0.2
+
+    def read(self, window: int, rank: int = 0, workers: int = 1) -> Faces:
+        until = time.process_time() + self.seconds
+        while time.process_time() < until:
+            pass
+        return super().read(window, rank, workers)
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_a_step_of_a_stream_costs_its_share_of_reading_a_window(steps: int, store: Store) -> None:
+    configuration = Configuration.from_dict({"family": "cnn1", "network": {"width": 0.25}})
+    inputs, compute = configuration.preprocessing, 2.0
+    face = inputs.channels * inputs.size**2
+    face = max(face, Windows(store, "train", inputs, batch_size=8, seed=0)._groups[0].bytes // store.rows("train"))
+    windows = Slow(store, "train", inputs, batch_size=8, seed=0, window_bytes=8 * face * steps)
+    assert windows.steps_per_window == steps
+    feed = StreamedBatches(windows, 4, CPU)
+    fitted = Trial(
+        build(configuration, 4), configuration.recipe, feed, [1] * 4, list, compute=compute, seed=0, device=CPU
+    )
+    fitted.measure()
+    assert 4 <= fitted.steps <= compute / (Slow.seconds / steps)
+
+
+def test_where_trials_share_a_core_a_second_of_compute_is_one_of_the_clock_on_the_wall(store: Store) -> None:
+    configuration = Configuration.from_dict({"family": "cnn1", "network": {"width": 0.25}})
+    feed = Batches(store.faces("train", configuration.preprocessing), 4, 8, 0, CPU)
+    network, recipe = build(configuration, 4), configuration.recipe
+    fitted = Trial(network, recipe, feed, [1] * 4, list, compute=1e6, seed=0, device=CPU, cpus=0.25)
+    began = clock(CPU)()
+    fitted.measure()
+    assert fitted.compute_seconds == pytest.approx(4 * (clock(CPU)() - began), rel=0.1)
+    assert clock(CPU, 2.0)() == pytest.approx(clock(CPU)(), rel=0.1), "more of them are its threads"
+
+
 def test_a_head_fitted_on_features_is_the_head_of_the_whole_network(store: Store) -> None:
     shape = {"variant": "slim10", "width": 0.25, "dense": "8", "dropout": 0.0, "weights": "none"}
     recipe = {"augmentation": 0.0, "batch_size": 8, "optimizer": "sgd", "lr": 0.3, "ema": 0.0}
@@ -293,6 +373,7 @@ def test_a_head_on_features_takes_no_more_epochs_than_it_needs(store: Store) -> 
     fitted = Trial(network, recipe, batches, [1] * 4, list, compute=1e6, seed=0, device=CPU, most_epochs=3)
     fitted.measure()
     assert fitted.steps == 3 * batches.steps_per_epoch
+    assert fitted.capped
 
 
 def test_a_step_is_measured_as_dear_as_it_gets(store: Store) -> None:
@@ -502,6 +583,19 @@ class TestSearch:
             row = search.record.table().to_pylist()[fit.trial]
             assert "given 90 % of rung" in row["reason"]
 
+    def test_a_head_that_its_epochs_ended_says_nothing_of_the_pace(self, tmp_path: Path, store: Store) -> None:
+        def choice(folder: str, second: dict[str, Any]) -> tuple[int, float]:
+            with self.open(tmp_path / folder, store, deadline=time.time() + 150) as search:  # of 600
+                for got in ({"seconds": 2.0 * search.rungs.compute(1)}, second):
+                    number, _ = search.next() or pytest.fail("nothing to fit")
+                    search.end(number, {**result(0.5), **got})
+                number, fit = search.next() or pytest.fail("nothing to fit")
+                return fit.rung, search.compute(number)
+
+        rung, given = choice("slow", {})
+        assert choice("head", {"seconds": 0.1, "capped": True}) == (rung, pytest.approx(given, rel=0.1))
+        assert choice("whole", {"seconds": 0.1}) != (rung, pytest.approx(given, rel=0.1))
+
     def test_a_write_that_fails_is_made_up_for(self, tmp_path: Path, store: Store) -> None:
         out = tmp_path / "s"
         with self.open(out, store) as search:
@@ -557,6 +651,60 @@ class TestSearch:
             pass
         with pytest.raises(InputError, match="seed 1"):
             self.open(tmp_path / "s", store, seed=1)
+
+    def test_a_search_whose_trials_have_other_cpus_or_gpus_is_another_search(
+        self, tmp_path: Path, store: Store
+    ) -> None:
+        with self.open(tmp_path / "s", store):
+            pass
+        for name, number in (("cpus_per_trial", 2), ("cpus_per_trial", 0.5), ("gpus_per_trial", 0.25)):
+            with pytest.raises(InputError, match=f"{name} {number}.*as the search began with"):
+                self.open(tmp_path / "s", store, **{name: number})
+        path = tmp_path / "s" / "search.json"
+        earlier = json.loads(path.read_text())
+        path.write_text(json.dumps({name: earlier[name] for name in earlier if not name.endswith("_per_trial")}))
+        with self.open(tmp_path / "s", store, cpus_per_trial=2):  # an earlier version's
+            pass
+        with pytest.raises(InputError, match="cpus_per_trial 1"):
+            self.open(tmp_path / "s", store)
+
+    def test_the_same_families_in_another_order_are_the_same_search(self, tmp_path: Path, store: Store) -> None:
+        options: dict[str, Any] = {"budget": 600.0, "slots": 1, "deadline": FAR, "seed": 0}
+        for families in (["cnn1", "cnn2"], ["cnn2", "cnn1"]):
+            with Search(str(tmp_path / "s"), store, families, {}, **options) as search:
+                self.play(search, limit=1)
+        assert search.record.table()["trial_id"].to_pylist() == [0, 1]
+        with pytest.raises(InputError, match="families"):
+            Search(str(tmp_path / "s"), store, ["cnn1"], {}, **options)
+
+    def test_what_is_no_search_is_not_made_one_by_going_on_with_it(self, tmp_path: Path, store: Store) -> None:
+        (tmp_path / "s" / "data").mkdir(parents=True)
+        (tmp_path / "s" / "lease.json").write_text("{}")
+        self.open(tmp_path / "s", store)  # of a run that was killed before it wrote anything
+        (tmp_path / "s" / "data" / "report.html").write_text("of evaluate")
+        with pytest.raises(InputError, match=r"report\.html and no search\.json"):
+            self.open(tmp_path / "s", store)
+
+    def test_the_time_begins_when_the_machines_are_there(
+        self, tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        there: list[float] = []
+
+        @contextlib.contextmanager
+        def late(**asked: Any) -> Iterator[Cluster]:  # as where an autoscaler brings them
+            time.sleep(0.01)
+            there.append(time.time())
+            yield Cluster(Machines([Machine(2.0)]), ours=False, memory=2**30)
+
+        class Begun(Search):
+            def __enter__(self) -> Any:
+                raise FerScaleError(str(self._end))
+
+        monkeypatch.setattr("fer_scale.verbs.tune.connected", late)
+        monkeypatch.setattr("fer_scale.verbs.tune.Search", Begun)
+        with pytest.raises(FerScaleError) as end:
+            fer_scale.tune(store.path, out=tmp_path / "s", families=["cnn1"], time_budget=600, quiet=True)
+        assert float(str(end.value)) >= there[0] + 600
 
     def test_two_at_once_are_refused(self, tmp_path: Path, store: Store) -> None:
         with self.open(tmp_path / "s", store), pytest.raises(InputError, match="at work"):  # noqa: SIM117
