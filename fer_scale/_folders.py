@@ -265,9 +265,11 @@ def fetch_dir(path: PathLike, only: Collection[str] | None = None) -> Path:
     local = cache / hashlib.sha256(versions.encode()).hexdigest()[:24]
     bucket, prefix = _s3.split(path)
     inner = [_s3.split(item.path)[1][len(prefix) :].lstrip("/") for item in files]
-    if all((local / each).is_file() for each in inner):
+    there = local.is_dir()
+    if there and all((local / each).is_file() for each in inner):
         return local
-    shutil.rmtree(local, ignore_errors=True)  # what cleans /tmp has been there
+    if there:
+        shutil.rmtree(local, ignore_errors=True)  # what cleans /tmp has been there
     client = _s3.client()
     staging = Path(beside(str(local), "partial"))
     try:

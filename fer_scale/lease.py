@@ -179,8 +179,8 @@ def _started(pid: int) -> str:
     Raises:
         OSError: there is no such process, or no Linux.
     """
-    with open(f"/proc/{pid}/stat") as file:
-        return file.read().rpartition(")")[2].split()[19]  # proc_pid_stat(5), field 22
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        return file.read().rpartition(b")")[2].split()[19].decode()  # proc_pid_stat(5), field 22
 
 
 def _machine() -> str:
@@ -200,5 +200,7 @@ def _is_dead(found: dict[str, Any]) -> bool:
         return _started(found["pid"]) != found["started"] or (
             psutil.Process(found["pid"]).status() == psutil.STATUS_ZOMBIE
         )
-    except (OSError, psutil.NoSuchProcess):
+    except (FileNotFoundError, ProcessLookupError, psutil.NoSuchProcess):
         return True
+    except OSError:  # another user's, which the system hides
+        return False

@@ -46,12 +46,14 @@ class ImageError(Exception):
     Attributes:
         reason: a short word for counting: ``empty``, ``too_large``, ``undecodable``, ``truncated``.
         detail: a line for a person.
+        unpacked: pixels that a decoder may have gone through before it gave up.
     """
 
-    def __init__(self, reason: str, detail: str) -> None:
+    def __init__(self, reason: str, detail: str, unpacked: int = 0) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
+        self.unpacked = unpacked
 
 
 def too_large(size: int) -> ImageError:
@@ -147,6 +149,7 @@ def decode(data: bytes, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIX
         raise ImageError("too_large", f"{len(data):,} bytes; the limit is {max_bytes:,}")
     if reason := costly(data):
         raise ImageError("too_large", reason)
+    begun = 0
     try:
         with _no_warnings, Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
@@ -156,7 +159,8 @@ def decode(data: bytes, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIX
                 raise ImageError("too_large", f"{width}x{height} pixels; the limit of a side is {MAX_SIDE:,}")
             if not width or not height:
                 raise ImageError("empty", f"{width}x{height} pixels")
-            with _room.take(min(width * height, ROOM_PIXELS)):
+            begun = width * height
+            with _room.take(min(begun, ROOM_PIXELS)):
                 image.load()
                 return _upright(image)
     except ImageError:
@@ -167,7 +171,7 @@ def decode(data: bytes, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIX
         raise ImageError("undecodable", f"no known picture format; it begins with {data[:8]!r}") from None
     except Exception as error:  # a decoder may raise anything at all on hostile bytes
         reason = "truncated" if "truncated" in str(error).lower() else "undecodable"
-        raise ImageError(reason, f"{type(error).__name__}: {error}"[:200]) from None
+        raise ImageError(reason, f"{type(error).__name__}: {error}"[:200], begun) from None
 
 
 _TURNS = {

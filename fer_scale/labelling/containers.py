@@ -10,6 +10,9 @@ from fer_scale.labelling.reading import fault, open_tar
 from fer_scale.labelling.tables import csv_rows, open_parquet, picture_column
 from fer_scale.labelling.units import SLICES, Item, Unit, broken, ranges
 
+MOST_LINKS = 40
+"""That lead from one to the next, as Linux counts them."""
+
 
 def parquet(name: str, file: storage.FileInfo, image_column: str, id_column: str | None, target: int) -> list[Unit]:
     """Whole row groups together, or parts of large ones, of about ``target`` rows.
@@ -81,6 +84,7 @@ def tar_members(path: str, version: str) -> tuple[list[Item], str]:
     """
     members: dict[str, Item] = {}
     links: dict[str, str] = {}
+    folders = {"."}
     why = ""
     try:
         with open_tar(path) as archive:
@@ -88,18 +92,35 @@ def tar_members(path: str, version: str) -> tuple[list[Item], str]:
                 archive.members = []  # type: ignore[attr-defined] # it would remember them all
                 if m.isreg():
                     members[m.name] = Item("", m.name, m.size, str(m.offset_data))
+                    links.pop(m.name, None)
                 elif m.islnk() or m.issym():
                     folder = "" if m.islnk() else posixpath.dirname(m.name)
                     links[m.name] = posixpath.normpath(posixpath.join(folder, m.linkname))
+                    members.pop(m.name, None)
+                elif m.isdir():
+                    folders.add(posixpath.normpath(m.name))
     except Exception as error:  # a decoder may raise anything on hostile bytes; what stands before can be read
         why = f"after member {len(members)}: {fault(error).detail}"[:200]
         if not members:
             raise
-    plain = {posixpath.normpath(name): item for name, item in members.items()} if links else {}
-    folders = {posixpath.dirname(name) for name in plain}
+    return [*members.values(), *_linked(links, members, folders)], why
+
+
+def _linked(links: dict[str, str], members: dict[str, Item], folders: set[str]) -> list[Item]:
+    """The links that lead to files, as items, or to nothing; those to folders are none."""
+    if not links:
+        return []
+    plain = {posixpath.normpath(name): item for name, item in members.items()}
+    further = {posixpath.normpath(name): target for name, target in links.items()}
+    for name in [*plain, *further]:
+        while (name := posixpath.dirname(name)) and name not in folders:
+            folders.add(name)
+    found = []
     for name, target in links.items():
-        if found := plain.get(target):
-            members[name] = Item("", name, found.size, found.version)
+        for _ in range(MOST_LINKS):
+            target = further.get(target, target)
+        if item := plain.get(target):
+            found.append(Item("", name, item.size, item.version))
         elif target not in folders:
-            members[name] = Item("", name, 0, f"a link to {target}, which is not there")
-    return list(members.values()), why
+            found.append(Item("", name, 0, f"a link to {target}, which is not there"))
+    return found

@@ -192,7 +192,7 @@ def _save(
     """Write a checkpoint; gives the error that trying again does not mend, which all workers have to end by."""
     try:
         if plan.lease and not held(*plan.lease):  # the command may be suspended while its workers are not
-            return LeaseLostError(f"another run writes {plan.checkpoints} now; this one has stopped")
+            return LeaseLostError(f"another run has taken over {plan.checkpoints}; this one has stopped")
         checkpoints.save(learner, state, is_best)
     except InputError as error:
         if storage.is_outage(error):

@@ -13,6 +13,7 @@ import ray.train
 import torch
 from ray.exceptions import RayActorError
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from fer_scale import storage
 from fer_scale.cluster import Cluster
@@ -55,12 +56,11 @@ def fit(plan: Plan, lease: Lease, cluster: Cluster, low: int, high: int) -> None
             with _shown(plan, look):
                 failed: FerScaleError | None = trainer.fit().return_value  # type: ignore[attr-defined]
         except ray.train.TrainingFailedError as error:
-            failures = getattr(error, "worker_failures", {}).values()
-            roots = [one.cause for one in failures if hasattr(one, "cause")]  # raised in a worker, which did not die
-            # where one worker fails, others may fail because it is gone
+            roots = [getattr(one, "cause", one) for one in getattr(error, "worker_failures", {}).values()]
+            # where one worker fails or dies, others may fail because it is gone
             if root := next((one for one in roots if isinstance(one, FerScaleError)), None):
                 raise root from None
-            if roots or not failures:
+            if not any(isinstance(one, WorkerHealthCheckFailedError) for one in roots):
                 raise (roots[0] if roots else error) from error
             raise FerScaleError(
                 f"workers of the fit died {_failures(low, high) + 1} times; the last checkpoint is whole: find out "
@@ -86,7 +86,8 @@ def answers(plan: Plan, cluster: Cluster) -> list[Answers]:
     told = ray.remote(num_cpus=plan.threads, num_gpus=int(plan.gpu))(answer).remote(plan)
     wait_for = _waiting(plan, cluster, 1)
     while not ray.wait([told], timeout=ANSWER_SECONDS)[0]:
-        wait_for()
+        with contextlib.suppress(Exception):  # as in `_shown`
+            wait_for()
     found: list[Answers] = ray.get(told)
     return found
 
@@ -184,7 +185,7 @@ def _shown(plan: Plan, look: Callable[[], None]) -> Iterator[None]:
         return []
 
     def watch() -> None:
-        shown = len(curve())
+        shown, rows = len(curve()), []
         with progress("fitting", 100) as meter:
             while not done.wait(pause):
                 with contextlib.suppress(Exception):  # a disk or a cluster that errs for once; the next look tells

@@ -262,11 +262,26 @@ def wait_for(path: Path, seconds: float = 120) -> None:
     assert path.exists()
 
 
+def test_what_a_worker_raises_is_what_the_fit_ends_with(
+    store: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_fit, "MAX_FAILURES", 0)
+    for number, raised in enumerate((FerScaleError("a reason of its own"), ValueError("a fault"))):
+
+        def worker(told: dict[str, Any], raised: Exception = raised) -> Any:
+            raise raised
+
+        monkeypatch.setattr(train_fit, "_worker", worker)
+        with pytest.raises(type(raised), match=str(raised)):
+            fer_scale.train(store, out=tmp_path / f"b{number}", config=config, epochs=2, quiet=True)
+
+
 @pytest.mark.slow
 def test_a_fit_whose_workers_die_again_and_again_says_what_to_do(
     store: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def worker(told: dict[str, Any]) -> Any:
+        time.sleep(2)  # one that dies at once is a start that failed
         os.kill(os.getpid(), signal.SIGKILL)
 
     monkeypatch.setattr(train_fit, "MAX_FAILURES", 1)

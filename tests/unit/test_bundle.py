@@ -38,7 +38,6 @@ def test_a_file_that_changed_or_went_is_named(name: str, bundle: Path, tmp_path:
         Bundle.load(copy)
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_on_s3_nothing_but_the_bundle_is_fetched(bundle: Path, s3: str) -> None:
     with storage.publishing(f"{s3}/b", last="config.json") as staging:
         shutil.copytree(bundle, staging, dirs_exist_ok=True)
@@ -51,6 +50,7 @@ def test_on_s3_nothing_but_the_bundle_is_fetched(bundle: Path, s3: str) -> None:
     assert {path.name for path in again.directory.iterdir()} == {path.name for path in bundle.iterdir()}
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_full_disk_is_said_in_one_line(bundle: Path, tmp_path: Path) -> None:
     whole = Bundle.load(bundle)
     given: dict[str, Any] = {"facts": {}, "metrics": {}, "card": "", "temperature": 1.0, "classes": whole.classes}

@@ -345,6 +345,15 @@ def test_links_in_a_tar_are_the_files_that_they_lead_to(tmp_path: Path) -> None:
             ("./b/2.png", tarfile.REGTYPE, ""),
             ("./b/lost.png", tarfile.SYMTYPE, "nothing.png"),
             ("./c", tarfile.SYMTYPE, "a"),
+            ("./d", tarfile.SYMTYPE, "."),
+            ("./current", tarfile.SYMTYPE, "e"),
+            ("./e/f/3.png", tarfile.REGTYPE, ""),
+            ("./empty", tarfile.DIRTYPE, ""),
+            ("./g", tarfile.SYMTYPE, "empty"),
+            ("./b/twice.png", tarfile.SYMTYPE, "soft.png"),
+            ("./b/round.png", tarfile.SYMTYPE, "round.png"),
+            ("./b/over.png", tarfile.SYMTYPE, "nothing.png"),
+            ("./b/over.png", tarfile.REGTYPE, ""),
         ):
             member = tarfile.TarInfo(name)
             member.type, member.linkname = kind, target
@@ -354,11 +363,13 @@ def test_links_in_a_tar_are_the_files_that_they_lead_to(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(buffer.getvalue())
     (tmp_path / "a.tar.gz").write_bytes(gzip.compress(buffer.getvalue()))
     good, bad = read(Source.open(str(tmp_path / "a.tar")))
-    assert good == {"a/1.png", "b/2.png", "b/hard.png", "b/soft.png", "b/ahead.png"}
+    files = {"a/1.png", "b/2.png", "e/f/3.png", "b/over.png"}
+    assert good == files | {"b/hard.png", "b/soft.png", "b/ahead.png", "b/twice.png"}
+    assert set(bad) == {"b/lost.png", "b/round.png"}
     assert bad["b/lost.png"].startswith("missing")
     good, bad = read(Source.open(str(tmp_path / "a.tar.gz")))
-    assert good == {"a/1.png", "b/2.png"}
-    assert set(bad) == {"b/hard.png", "b/soft.png", "b/ahead.png", "b/lost.png"}
+    assert good == files
+    assert set(bad) == {f"b/{name}.png" for name in ("hard", "soft", "ahead", "lost", "twice", "round")}
 
 
 def test_a_cell_costs_no_other_row(tmp_path: Path) -> None:

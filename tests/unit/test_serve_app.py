@@ -350,7 +350,9 @@ def test_a_request_is_bounded_as_a_whole_and_nothing_is_read_for_a_client_that_l
         large = picture(0, size)
         assert client.post(PATH, files=parts(large, large, large)).status_code == 200
         document = check_problem(client.post(PATH, files=parts(*[large] * 5)), 413, "image-too-large")
-    assert [error["index"] for error in document["errors"]] == [3, 4]
+        assert [error["index"] for error in document["errors"]] == [3, 4]
+        document = client.post(PATH, files=parts(*[large[: len(large) // 2]] * 4)).json()
+    assert [error["reason"] for error in document["errors"]] == ["truncated"] * 3 + ["too_large"]
     service = Service(predictor, limits)
     loop = asyncio.new_event_loop()
     left, waits = (Waiting([b"no picture", large], loop.create_future()) for _ in range(2))

@@ -254,7 +254,7 @@ def test_a_client_that_leaves_is_no_fault(url: str, service: Service, caplog: py
         assert time.monotonic() < until
         time.sleep(0.02)
     assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
-    assert (service.batcher.waiting, service.batcher.full) == (0, False)
+    assert (service.waiting, service.batcher.waiting, service.full) == (0, 0, False)
 
 
 def everything(url: str) -> None:

@@ -105,6 +105,8 @@ _FULL = _problem("Service Unavailable", 503, "overloaded", "too many requests wa
 
 GUARDED: dict[int | str, dict[str, Any]] = {401: {**_TOKEN, "model": ProblemDocument}}
 READY: dict[int | str, dict[str, Any]] = {503: {**_FULL, "model": ProblemDocument}}
+_NO_TALLY = _problem("Service Unavailable", 503, "tally", "the application is being replaced; see Retry-After")
+METRICS: dict[int | str, dict[str, Any]] = {**GUARDED, 503: {**_NO_TALLY, "model": ProblemDocument}}
 
 PREDICT: dict[int | str, dict[str, Any]] = {
     200: {

@@ -243,6 +243,7 @@ class Service:
                 )
             except ImageError as error:
                 bad.append((at, error))
+                unpacked += error.unpacked
             else:
                 pixels += found.pixels
                 unpacked += found.unpacked

@@ -139,7 +139,7 @@ def _routes(app: FastAPI, service: Service, total: Callable[[], Awaitable[Snapsh
             raise overloaded()
         return _json({"status": "ready", "model_id": service.predictor.model_id})
 
-    @app.get("/metrics", responses=openapi.GUARDED, response_class=PlainTextResponse, tags=["operation"])
+    @app.get("/metrics", responses=openapi.METRICS, response_class=PlainTextResponse, tags=["operation"])
     async def metrics(request: Request) -> Response:
         """Counts over all replicas as Prometheus text; those of the other replicas are up to a second old."""
         service.authorise(request)
