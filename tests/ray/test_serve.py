@@ -152,6 +152,22 @@ def test_only_loopback_reaches_the_endpoint(server: Server) -> None:
     assert ("haproxy" in {process.name() for process, _ in found}) == haproxy.available()
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not haproxy.available(), reason="needs fer_scale[haproxy]")
+@pytest.mark.parametrize(("sent", "length"), [(3, 100), (40_000, 100_000)], ids=["held by HAProxy", "by the replica"])
+def test_a_body_that_never_ends_is_408_after_half_a_minute(server: Server, sent: int, length: int) -> None:
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=45) as connection:
+        head = f"POST /v1/predict HTTP/1.1\r\nHost: here\r\nContent-Length: {length}\r\n\r\n"
+        connection.sendall(head.encode() + b"a" * sent)
+        answer = b""
+        while b"}" not in answer:
+            assert (more := connection.recv(4096))
+            answer += more
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["type"] == "urn:fer-scale:problem:slow-body"
+
+
 def test_a_port_in_use_is_one_clear_line(server: Server) -> None:
     port = server.url.rpartition(":")[2]
     done = subprocess.run([*COMMAND, str(server.bundle), "--port", port], capture_output=True, text=True)
