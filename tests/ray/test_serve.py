@@ -162,7 +162,8 @@ def test_a_body_that_never_ends_is_408_after_half_a_minute(server: Server, sent:
         connection.sendall(head.encode() + b"a" * sent)
         answer = b""
         while b"}" not in answer:
-            assert (more := connection.recv(4096))
+            more = connection.recv(4096)
+            assert more
             answer += more
     assert answer.startswith(b"HTTP/1.1 408 ")
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["type"] == "urn:fer-scale:problem:slow-body"
