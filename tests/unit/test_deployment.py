@@ -197,7 +197,7 @@ def test_what_a_job_uploads_is_small(tmp_path: Path) -> None:
     create_package(str(ROOT), tmp_path / "package.zip", include_gitignore=True)
     with zipfile.ZipFile(tmp_path / "package.zip") as package:
         names = package.namelist()
-    assert (tmp_path / "package.zip").stat().st_size < 2 * 2**20
+    assert (tmp_path / "package.zip").stat().st_size < 5 * 2**18
     assert {"jobs/label.py", "fer_scale/cli.py", "constraints.txt"} <= set(names)
     assert {name.split("/")[0] for name in names}.isdisjoint({"tests", "docs", "benchmarks", ".venv"})
     assert {verb.stem for verb in (ROOT / "jobs").glob("*.py")} == set(fer_scale.__all__) & set(cli.HOW_TO_GO_ON)
