@@ -9,10 +9,15 @@ def check_seed(seed: int) -> None:
     """Refuse what NumPy, PyTorch or Optuna does not take, before any work is done.
 
     Raises:
-        InputError: it is not from 0 to 2^32 - 1.
+        InputError: it is no whole number from 0 to 2^32 - 1.
     """
-    if not 0 <= seed < 2**32:
+    if not (is_whole(seed) and 0 <= seed < 2**32):
         raise InputError(f"seed {seed}", f"a whole number from 0 to {2**32 - 1}", "give another")
+
+
+def is_whole(value: object) -> bool:
+    """Whether it is an int, and none of Python's True and False."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def words(text: Sequence[str] | str | None) -> list[str] | None:

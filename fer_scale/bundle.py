@@ -7,7 +7,7 @@ calibration.parquet (where the store has a calib split)
 import hashlib
 import json
 import warnings
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +56,7 @@ class Bundle:
         """The network in PyTorch with its weights, in eval mode."""
         from safetensors.torch import load_file
 
-        network = build(self.configuration(), len(self.classes), weights="none")
+        network = build(self.configuration(), len(self.classes), pretrained=False)
         network.load_state_dict(load_file(self.directory / "weights.safetensors"))
         return network.eval()
 
@@ -112,14 +112,14 @@ class Bundle:
             raise InputError(f"bundle {path} ({error})", "a complete config.json", "train it again") from None
 
 
-def build(configuration: "Configuration", num_classes: int, weights: str | None = None) -> "Network":
-    """The network of a configuration; ``weights="none"`` where a state is loaded into it right after."""
+def build(configuration: "Configuration", num_classes: int, pretrained: bool = True) -> "Network":
+    """The network of a configuration; without pretrained weights where a state is loaded into it right after."""
     from fer_scale.families import FAMILIES
 
     family = FAMILIES[configuration.family]
     network = configuration.network
-    if weights is not None and hasattr(network, "weights"):
-        network = type(network)(**{**asdict(network), "weights": weights})
+    if not pretrained and hasattr(network, "weights"):
+        network = replace(network, pretrained=False)
     built = family.build(network, configuration.preprocessing, num_classes)
     built.mirrored = configuration.test_time_flip
     return built

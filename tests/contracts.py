@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from fer_scale.errors import InputError
-from fer_scale.faces.images import Preprocessing
+from fer_scale.faces.images import CHANNELS, Preprocessing
 from fer_scale.families import FAMILIES, Family, Network
 from fer_scale.learning.configuration import Configuration
 
@@ -128,9 +128,7 @@ def test_reference_has_the_parameters_that_are_promised(name: str, family: Famil
 def test_reference_stands_in_the_search_space(family: Family) -> None:
     config, preprocessing = family.reference()
     assert family.suggest(GivenPick(dataclasses.asdict(config))) == config
-    assert set(family.INPUTS) == {"size", "channels"}
-    assert preprocessing.size in family.INPUTS["size"]
-    assert preprocessing.channels in family.INPUTS["channels"]
+    assert preprocessing.size in family.SIZES
 
 
 def test_weights_say_what_was_loaded(family: Family) -> None:
@@ -203,7 +201,7 @@ def test_twenty_draws_of_the_search_space_build(family: Family) -> None:
         pick = RandomPick(seed)
         config = family.suggest(pick)
         assert {key: getattr(config, key) for key in pick.drawn} == pick.drawn
-        size, channels = (pick.random.choice(family.INPUTS[key]) for key in ("size", "channels"))
+        size, channels = pick.random.choice(family.SIZES), pick.random.choice(CHANNELS)
         preprocessing = Preprocessing(size=size, channels=channels)
         # On the meta device nothing is computed or filled in: only shapes are checked.
         with torch.device("meta"):

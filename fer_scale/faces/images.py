@@ -61,6 +61,10 @@ def too_large(size: int) -> ImageError:
     return ImageError("too_large", f"{size:,} bytes; the limit is {MAX_BYTES:,}")
 
 
+CHANNELS = (1, 3)
+"""Gray, RGB."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
     """What a network sees of a picture."""
@@ -73,7 +77,7 @@ class Preprocessing:
     def __post_init__(self) -> None:
         if not 16 <= self.size <= 512:
             raise InputError(f"size={self.size}", "16 to 512 pixels", "choose an input size in that range")
-        if self.channels not in (1, 3):
+        if self.channels not in CHANNELS:
             raise InputError(f"channels={self.channels}", "1 (gray) or 3 (RGB)", "choose one of them")
 
 

@@ -11,8 +11,8 @@ from fer_scale.families.picking import Pick
 class Family(Protocol):
     """What a family's module offers."""
 
-    INPUTS: dict[str, list[int]]
-    """Search choices for ``size`` (pixels a side) and ``channels`` (1 or 3) of the input."""
+    SIZES: list[int]
+    """Search choices for ``size`` of the input, pixels a side."""
 
     @property
     def Config(self) -> type[Any]:

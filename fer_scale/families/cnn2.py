@@ -18,8 +18,8 @@ from fer_scale.families.picking import Pick
 from fer_scale.families.scratch import ScratchConfig, assemble
 
 CHANNELS = (32, 64, 128, 256)
-INPUTS: dict[str, list[int]] = {"size": [48, 64], "channels": [1, 3]}
-"""Search choices: side in pixels, and gray (1) or RGB (3)."""
+SIZES: list[int] = [48, 64]
+"""Search choices: side in pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,18 +23,18 @@ from fer_scale.families.transfer import (
     SMALL_INPUT,
     TransferConfig,
     assemble,
-    load,
     suggest_unfreeze,
     suggest_weights,
 )
+from fer_scale.families.weights import load
 
 LITE = ("tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2")
 """Without squeeze-and-excitation, which CPUs are slow at; these a search draws from."""
 VARIANTS = (*LITE, "efficientnet_b0", "efficientnet_b1")
 STAGES = 8
 """Seven stages of blocks, and the 1x1 convolution to 1280 channels as the eighth."""
-INPUTS: dict[str, list[int]] = {"size": [48, 64, 96], "channels": [1, 3]}
-"""Search choices: side in pixels, and gray (1) or RGB (3)."""
+SIZES: list[int] = [48, 64, 96]
+"""Search choices: side in pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ def build(config: Config, preprocessing: Preprocessing, num_classes: int) -> Net
         InputError: weights asked for by name cannot be had.
     """
     model: Any = timm.create_model(config.variant, in_chans=preprocessing.channels, num_classes=0)
-    used = load(model, config)
+    used = load(model, config.variant, config.weights)
     quicken_depthwise(model)
     shrink = config.stem or (1 if preprocessing.size < SMALL_INPUT else 2)
     model.conv_stem.stride = (shrink, shrink)

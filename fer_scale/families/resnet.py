@@ -31,18 +31,18 @@ from fer_scale.families.transfer import (
     SMALL_INPUT,
     TransferConfig,
     assemble,
-    load,
     suggest_unfreeze,
     suggest_weights,
 )
+from fer_scale.families.weights import load
 
 SLIM: dict[str, Sequence[int]] = {"slim10": (1, 1, 1, 1), "slim14": (1, 1, 2, 2), "slim18": (2, 2, 2, 2)}
 """Basic blocks in each stage of our own variants."""
 SLIM_CHANNELS = (32, 64, 128, 256)
 VARIANTS = (*SLIM, "resnet10t", "resnet14t", "resnet18", "resnet26", "resnet34", "resnet50")
 STAGES = 4
-INPUTS: dict[str, list[int]] = {"size": [48, 64], "channels": [1, 3]}
-"""Search choices: side in pixels, and gray (1) or RGB (3)."""
+SIZES: list[int] = [48, 64]
+"""Search choices: side in pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,11 +78,11 @@ def build(config: Config, preprocessing: Preprocessing, num_classes: int) -> Net
     model: Any
     if config.variant in SLIM:
         model = _slim(config, preprocessing.channels)
-        used = "none" if config.weights == "auto" else load(model, config)
+        used = "none" if config.weights == "auto" else load(model, config.variant, config.weights)
     else:
         channels = preprocessing.channels
         model = timm.create_model(config.variant, in_chans=channels, num_classes=0, zero_init_last=False)
-        used = load(model, config)
+        used = load(model, config.variant, config.weights)
     shrink = config.stem or (2 if preprocessing.size < SMALL_INPUT else 4)
     stem = [model.conv1, model.bn1, model.act1]
     if shrink < 4:

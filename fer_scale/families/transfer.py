@@ -90,11 +90,6 @@ def suggest_unfreeze(pick: Pick, variant: str, weights: str, values: Sequence[in
     return pick.choice("unfreeze", values) if sources.pretrained(variant, weights) else None
 
 
-def load(model: nn.Module, config: TransferConfig) -> str:
-    """Weights into the uncut timm model; returns what was really loaded."""
-    return sources.load(model, config.variant, config.weights)
-
-
 def _normalisation(variant: str, channels: int) -> tuple[list[float], list[float]]:
     """Mean and deviation that the weights were fitted with, in gray levels; for gray their average."""
     cfg = get_pretrained_cfg(variant)

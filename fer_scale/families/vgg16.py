@@ -19,12 +19,13 @@ from fer_scale.families.checks import one_of
 from fer_scale.families.layers import SMALLEST_MAP
 from fer_scale.families.network import Network
 from fer_scale.families.picking import Pick
-from fer_scale.families.transfer import TransferConfig, assemble, load, suggest_unfreeze, suggest_weights
+from fer_scale.families.transfer import TransferConfig, assemble, suggest_unfreeze, suggest_weights
+from fer_scale.families.weights import load
 
 VARIANTS = ("vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn")
 STAGES = 5
-INPUTS: dict[str, list[int]] = {"size": [48, 64], "channels": [1, 3]}
-"""Search choices: side in pixels, and gray (1) or RGB (3)."""
+SIZES: list[int] = [48, 64]
+"""Search choices: side in pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ def build(config: Config, preprocessing: Preprocessing, num_classes: int) -> Net
     # timm builds a head of 120 M parameters even without an output layer; mlp_ratio makes it next to nothing.
     model: Any = timm.create_model(config.variant, in_chans=preprocessing.channels, num_classes=0, mlp_ratio=1 / 4096)
     model.pre_logits = nn.Identity()
-    used = load(model, config)
+    used = load(model, config.variant, config.weights)
     stages: list[tuple[str, nn.Module]] = []
     block: list[nn.Module] = []
     side = preprocessing.size

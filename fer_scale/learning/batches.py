@@ -18,7 +18,6 @@ class Feed(Protocol):
     size: int
     """Faces of a global batch."""
     steps_per_epoch: int
-    workers: int
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """This worker's part of a step's global batch: uint8 ``[B, C, S, S]``, targets float32 ``[B, K]``."""
@@ -45,7 +44,7 @@ class Batches:
         self._device = device
         self._epoch = -1
         self._order: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
-        self._rank, self.workers = place()
+        self._rank, self._workers = place()
 
     def indices(self, step: int) -> npt.NDArray[np.int64]:
         """Which faces the global batch of a step holds: int64 ``[size]``."""
@@ -57,7 +56,7 @@ class Batches:
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """This worker's part: uint8 ``[B, C, S, S]`` and targets float32 ``[B, K]``, on the device."""
-        mine = self.indices(step)[self._rank :: self.workers]
+        mine = self.indices(step)[self._rank :: self._workers]
         images, targets = torch.from_numpy(self._faces.images[mine]), self._targets[torch.from_numpy(mine)]
         return sent(images, self._device), sent(targets, self._device)
 

@@ -20,7 +20,7 @@ def begin(plan: Plan, classes: list[str]) -> Network:
     """
     # no download for weights that would be thrown away
     configuration = Configuration.from_dict(plan.configuration)
-    network = build(configuration, len(classes), weights="none" if plan.init_from else None)
+    network = build(configuration, len(classes), pretrained=not plan.init_from)
     if plan.init_from:
         take_over(network, Bundle.load(plan.init_from), classes)
         if (unfreeze := getattr(configuration.network, "unfreeze", None)) is not None:
@@ -36,7 +36,7 @@ def begin(plan: Plan, classes: list[str]) -> Network:
 
 def empty(configuration: Configuration, classes: list[str], frozen: int) -> Network:
     """A network for a checkpoint's state; which stages are frozen is no part of that."""
-    network = build(configuration, len(classes), weights="none")
+    network = build(configuration, len(classes), pretrained=False)
     network.freeze(frozen)
     return network
 

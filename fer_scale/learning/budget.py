@@ -40,6 +40,10 @@ class Budget:
             return step / self._steps
         return self.clock(step) / (self._seconds or 1.0)
 
+    def hear_anew(self) -> None:
+        """The time went on without a step; to be called by all workers at the same one."""
+        self._next = 0
+
     def clock(self, step: int) -> float:
         """Seconds spent before a step, the same on every worker."""
         if place()[1] == 1:

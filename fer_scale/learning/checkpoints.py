@@ -25,7 +25,11 @@ class Checkpoints:
         self.path = path
 
     def state(self) -> dict[str, Any] | None:
-        """What the last checkpoint says: step, seconds, curve, best; None before the first."""
+        """What the last checkpoint says; None before the first.
+
+        ``files`` (those kept, oldest first) and ``best_file``; ``step``; ``start``, ``used`` (seconds of the budget),
+        ``began`` (of the command) and ``saved`` (seconds since the epoch); ``weights``, ``frozen`` (stages); ``curve``.
+        """
         at = storage.join(self.path, "state.json")
         if not storage.exists(at):
             return None

@@ -94,6 +94,7 @@ def run(plan: Plan, opened: Opened = here) -> FerScaleError | None:
         saved = _save(plan, checkpoints, learner, state, is_best=_is_best(row, rivals)) if place()[0] == 0 else None
         if failed := first_error(saved):
             return failed
+        budget.hear_anew()  # scoring and saving took their time
     return None
 
 

@@ -44,7 +44,7 @@ def seconds_needed(configuration: Configuration, faces: Store, gpu: bool, thread
     """
     if gpu:
         return OTHER_SECONDS
-    network, inputs = bundle.build(configuration, len(faces.classes), weights="none"), configuration.preprocessing
+    network, inputs = bundle.build(configuration, len(faces.classes), pretrained=False), configuration.preprocessing
     images = np.zeros((MEASURED, inputs.channels, inputs.size, inputs.size), dtype=np.uint8)
     took, before = [], torch.get_num_threads()
     torch.set_num_threads(threads or before)
@@ -60,7 +60,7 @@ def seconds_needed(configuration: Configuration, faces: Store, gpu: bool, thread
 
 
 @dataclass(frozen=True)
-class Answers:
+class Predictions:
     """Of the fitted network, on one split."""
 
     split: str
@@ -70,36 +70,35 @@ class Answers:
 
     def table(self, temperature: float, classes: list[str]) -> pd.DataFrame:
         """A row a face: split, id, label, and the classes' calibrated probabilities."""
-        found = probabilities(self.logits, temperature)
+        shares = probabilities(self.logits, temperature)
         truth = [classes[at] for at in self.labels]
-        said = {f"prob_{name}": found[:, at] for at, name in enumerate(classes)}
+        said = {f"prob_{name}": shares[:, at] for at, name in enumerate(classes)}
         return pd.DataFrame({"split": self.split, "id": self.ids, "label": truth, **said})
 
 
-def answer(plan: Plan) -> list[Answers]:
+def predict(plan: Plan) -> list[Predictions]:
     """What the network that a fit leaves says of val and, where there is one, of calib, in float32.
 
     Raises:
         InputError: the fit left no checkpoint.
     """
-    torch.backends.cudnn.allow_tf32 = False  # as where it labels
     device, faces = torch.device("cuda" if plan.gpu else "cpu"), Store.open(plan.store)
     inputs = Configuration.from_dict(plan.configuration).preprocessing
     network = _fitted(plan, faces)[0].to(device).to(memory_format=torch.channels_last)
-    return [_answered(network, faces, split, inputs, device) for split in ("val", "calib") if faces.rows(split)]
+    return [_of_split(network, faces, split, inputs, device) for split in ("val", "calib") if faces.rows(split)]
 
 
-def finish(plan: Plan, answers: list[Answers], directory: Path) -> None:
+def finish(plan: Plan, found: list[Predictions], directory: Path) -> None:
     """Write the bundle of a fit into an empty local directory.
 
     Args:
         plan: the fit.
-        answers: of its network on val and calib.
+        found: by its network on val and calib.
         directory: where to.
     """
     configuration, faces = Configuration.from_dict(plan.configuration), Store.open(plan.store)
     network, state = _fitted(plan, faces)
-    val = answers[0]
+    val = found[0]
     temperature = fit_temperature(val.logits, val.labels)
     figures = {
         **metrics.summarise(probabilities(val.logits, temperature), val.labels, faces.classes),
@@ -108,8 +107,8 @@ def finish(plan: Plan, answers: list[Answers], directory: Path) -> None:
         "split": "val",
     }
     calibration = None
-    if len(answers) > 1:
-        calibration = pd.concat([one.table(temperature, faces.classes) for one in answers])
+    if len(found) > 1:
+        calibration = pd.concat([one.table(temperature, faces.classes) for one in found])
     facts = {
         "data_fingerprint": faces.fingerprint,
         "data_counts": faces.counts,
@@ -152,16 +151,16 @@ def _fitted(plan: Plan, faces: Store) -> tuple[Network, dict[str, Any]]:
     state = Checkpoints(plan.checkpoints).state()
     if state is None or not state["best_file"]:
         raise InputError("a fit that ended without one checkpoint", "time for one step", "give a larger --time-budget")
-    network = bundle.build(Configuration.from_dict(plan.configuration), len(faces.classes), weights="none").eval()
+    network = bundle.build(Configuration.from_dict(plan.configuration), len(faces.classes), pretrained=False).eval()
     network.load_state_dict(load(storage.read_bytes(storage.join(plan.checkpoints, state["best_file"]))))
     return network, state
 
 
-def _answered(network: Network, store: Store, split: str, inputs: Preprocessing, device: torch.device) -> Answers:
+def _of_split(network: Network, store: Store, split: str, inputs: Preprocessing, device: torch.device) -> Predictions:
     ids: list[str] = []
     labels, found = [], []
     for part in store.parts(split, inputs, rows=256):
         ids += part.ids
         labels.append(part.labels)
         found.append(logits(network, part.images, device))
-    return Answers(split, ids, np.concatenate(labels), np.concatenate(found))
+    return Predictions(split, ids, np.concatenate(labels), np.concatenate(found))

@@ -21,6 +21,8 @@ from fer_scale.learning.workers import equalise, everywhere, place, share
 
 CHECKED_EVERY = 20
 """Steps after which their losses are looked at."""
+SCORED = 256
+"""Faces that are scored together."""
 SHOWN_IDS = 64
 """Of a batch that diverged: all of it, by default."""
 
@@ -82,7 +84,7 @@ class Learner:
         loss = (losses * (targets @ self._weights)).mean()
         self._optimizer.zero_grad(set_to_none=True)
         # workers' gradients are averaged: one with a row more than another has to count for more
-        part = len(images) * batches.workers / batches.size
+        part = len(images) * place()[1] / batches.size
         loss = loss * part
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip)
@@ -118,7 +120,7 @@ class Learner:
             tensors |= {
                 f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in values.items() if value is not None
             }
-        return save({name: value.contiguous() for name, value in tensors.items()}, {"step": str(self.step)})
+        return save({name: value.contiguous() for name, value in tensors.items()})
 
     def load(self, data: bytes, step: int) -> None:
         """Go on from what :meth:`saved` gave at ``step``."""
@@ -140,14 +142,13 @@ class Learner:
 
 
 @torch.inference_mode()
-def logits(
-    network: Network, images: npt.NDArray[np.uint8], device: torch.device, batch_size: int = 256
-) -> npt.NDArray[np.float32]:
+def logits(network: Network, images: npt.NDArray[np.uint8], device: torch.device) -> npt.NDArray[np.float32]:
     """uint8 ``[N, C, S, S]`` to float32 ``[N, K]`` by a network on a device, in evaluation mode."""
+    torch.backends.cudnn.allow_tf32 = False  # of the process: a fit's scores are those of what labels, as `TorchEngine`
     network = network.eval()
     out = []
-    for at in range(0, len(images), batch_size):
-        batch = torch.tensor(images[at : at + batch_size], device=device)
+    for at in range(0, len(images), SCORED):
+        batch = torch.tensor(images[at : at + SCORED], device=device)
         out.append(network(batch.contiguous(memory_format=torch.channels_last)).float().cpu().numpy())
     return np.concatenate(out)
 

@@ -9,25 +9,28 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 Probabilities = npt.NDArray[np.floating[Any]]
 Labels = npt.NDArray[np.int64]
 
+BINS = 15
+"""Of confidence, equally wide."""
 
-def wilson_interval(correct: float, n: int, z: float = 1.959964) -> tuple[float, float]:
+
+def wilson_interval(correct: float, n: int) -> tuple[float, float]:
     """95 % score interval of a proportion (Wilson 1927), which holds near 0 and 1 and for small ``n``."""
     if n == 0:
         return 0.0, 1.0
-    p = correct / n
+    p, z = correct / n, 1.959964
     centre = p + z * z / (2 * n)
     half = z * ((p * (1 - p) + z * z / (4 * n)) / n) ** 0.5
     scale = 1 + z * z / n
     return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
 
 
-def calibration_bins(probabilities: Probabilities, labels: Labels, bins: int = 15) -> list[dict[str, float]]:
+def calibration_bins(probabilities: Probabilities, labels: Labels) -> list[dict[str, float]]:
     """Rows of the reliability diagram: mean confidence and accuracy of equal-width confidence bins."""
     confidence = probabilities.max(axis=1)
     correct = probabilities.argmax(axis=1) == labels
-    at = np.minimum((confidence * bins).astype(int), bins - 1)
+    at = np.minimum((confidence * BINS).astype(int), BINS - 1)
     rows = []
-    for b in range(bins):
+    for b in range(BINS):
         here = at == b
         if here.any():
             rows.append(
@@ -40,9 +43,9 @@ def calibration_bins(probabilities: Probabilities, labels: Labels, bins: int = 1
     return rows
 
 
-def expected_calibration_error(probabilities: Probabilities, labels: Labels, bins: int = 15) -> float:
+def expected_calibration_error(probabilities: Probabilities, labels: Labels) -> float:
     """Mean gap between confidence and accuracy over equal-width bins (Naeini et al. 2015; Guo et al. 2017, §2)."""
-    rows = calibration_bins(probabilities, labels, bins)
+    rows = calibration_bins(probabilities, labels)
     return float(sum(row["share"] * abs(row["confidence"] - row["accuracy"]) for row in rows))
 
 

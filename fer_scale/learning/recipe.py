@@ -28,7 +28,8 @@ class Recipe:
     cutmix: float = 0.0
     """Beta parameter of cutmix (Yun et al. 2019); 0 leaves it out, and with mixup each takes half of the batches."""
     augmentation: float = 1.0
-    """Strength of flip, rotation, scale, shift, shear, contrast, brightness and cutout; 0 leaves them out."""
+    """Strength of rotation, scale, shift, shear, contrast, brightness and cutout, of which the last grows up to 1.5;
+    half of the pictures are mirrored at any strength but 0, which leaves all out."""
     class_weighting: float = 0.0
     """Exponent of inverse class frequency in the loss: 0 none, 1 balanced."""
     layer_decay: float = 1.0

@@ -28,8 +28,8 @@ class StreamedBatches:
         self.steps_per_epoch = windows.steps_per_epoch
         self.steps_per_window = windows.steps_per_window
         self._windows, self._classes, self._device, self._opened = windows, num_classes, device, opened
-        self._rank, self.workers = place()
-        self._part = len(range(self._rank, self.size, self.workers))
+        self._rank, self._workers = place()
+        self._part = len(range(self._rank, self.size, self._workers))
         self._at = -1
         self._stream: Iterator[Faces] = iter(())
         self._faces: list[Faces] = []
@@ -39,7 +39,7 @@ class StreamedBatches:
         window, within = self._windows.at(step)
         if self._at != window:
             if self._at < 0 or self._at != window - 1:
-                self._stream = self._opened(self._windows, window, self._rank, self.workers)
+                self._stream = self._opened(self._windows, window, self._rank, self._workers)
             self._faces.clear()  # before the next comes: never two in memory
             self._faces.append(next(self._stream))
             self._at = window

@@ -44,7 +44,7 @@ def images_per_second(configuration: Configuration, num_classes: int) -> float:
     It is counted in CPU seconds of the thread that infers, so that a busy neighbour does not change it.
     """
     seen = configuration.preprocessing
-    network = build(configuration, num_classes, weights="none")
+    network = build(configuration, num_classes, pretrained=False)
     with tempfile.TemporaryDirectory(prefix="fer_scale-price-") as folder:
         export_onnx(network, seen, path := Path(folder) / "model.onnx")
         engine = OnnxEngine(path, threads=1)

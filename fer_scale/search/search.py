@@ -1,28 +1,24 @@
 """A search that is under way, or gone on with: what is fitted next, and what came of it, written down as it comes."""
 
 import contextlib
-import json
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from fer_scale import storage
 from fer_scale.console import warn
 from fer_scale.errors import InputError
 from fer_scale.faces.store import Store
 from fer_scale.learning import metrics
 from fer_scale.lease import Lease, LeaseLostError
-from fer_scale.search import price, rows
+from fer_scale.search import price, rows, settings
 from fer_scale.search.journal import Journal
 from fer_scale.search.ladder import COUNTED, SHORT, Policy, Rungs
 from fer_scale.search.progress import SearchProgress
 from fer_scale.search.record import Record
 from fer_scale.search.study import Fit, Study, new_name
 
-SETTINGS = ("fingerprint", "families", "fixed", "seed", "cpus_per_trial", "gpus_per_trial")
-"""What must be the same for a search to go on: the last two decide what a second of compute is worth."""
 ATTEMPTS = 2
 """How often a fit is begun whose process dies: the first time it may have been the machine."""
 PRICING_SHARE, PRICING_SECONDS = 0.03, 60.0
@@ -50,7 +46,7 @@ class Search:
     ) -> None:
         self._out = out
         self._store = store
-        self._settings: dict[str, Any] = {
+        given = {
             "name": new_name(),
             "fingerprint": store.fingerprint,
             "families": list(families),
@@ -61,7 +57,7 @@ class Search:
             "rungs": vars(Rungs.within(budget, slots, len(families))),
             "seconds": 0.0,
         }
-        self._take_over_settings()
+        self._settings = settings.settled(out, given)
         self._earlier = float(self._settings["seconds"])
         self._began = time.time()
         self._end = deadline - self._earlier
@@ -81,35 +77,6 @@ class Search:
         self._paces: deque[tuple[float, float]] = deque(maxlen=20)
         """Wall time and compute of the latest fits."""
         self._warned = False
-
-    def _take_over_settings(self) -> None:
-        """Those of the search that is gone on with, where there is one."""
-        path = storage.join(self._out, "search.json")
-        if not storage.exists(path):
-            self._check_free()
-            return
-        # an earlier version's search does not say what its trials had: from here on it is what they have now
-        earlier: dict[str, Any] = {**self._settings, **storage.read_json(path)}
-        for key in SETTINGS:
-            then, now = earlier[key], self._settings[key]
-            if then != now and not (key == "families" and sorted(then) == sorted(now)):
-                raise InputError(
-                    f"--resume of {self._out} with {key} {now}",
-                    f"{then} as the search began with",
-                    "give the same store and options, or another --out",
-                )
-        self._settings = earlier
-
-    def _check_free(self) -> None:
-        """Refuse a folder that holds something else, such as a report or a bundle; a lease may be of a killed run."""
-        files = () if storage.is_empty(self._out) else storage.list_files(self._out)
-        names = (storage.name(file.path) for file in files)
-        if found := next((name for name in names if name != "lease.json" and not name.startswith(".")), None):
-            raise InputError(
-                f"--resume of {self._out}, which holds {found} and no search.json",
-                "a search, or an empty folder",
-                "correct --out",
-            )
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
@@ -260,7 +227,7 @@ class Search:
 
     def _write_settings(self) -> None:
         self._settings["seconds"] = round(self.seconds, 1)
-        storage.write_bytes(storage.join(self._out, "search.json"), json.dumps(self._settings, indent=2).encode())
+        settings.write(self._out, self._settings)
 
     @property
     def seconds(self) -> float:

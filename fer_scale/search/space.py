@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
 from fer_scale.errors import InputError
-from fer_scale.faces.images import Preprocessing
+from fer_scale.faces.images import CHANNELS, Preprocessing
 from fer_scale.families import FAMILIES, weights
 from fer_scale.families.picking import Pick, T
 from fer_scale.learning.configuration import Configuration
@@ -96,10 +96,7 @@ def suggest(trial: Trial, families: Sequence[str], fixed: Mapping[str, Any]) -> 
     family = FAMILIES[name]
     own, shared = OptunaPick(trial, f"{name}.", fixed), OptunaPick(trial, "", fixed)
     network = family.suggest(own)
-    preprocessing = Preprocessing(
-        size=own.choice("size", family.INPUTS["size"]),
-        channels=own.choice("channels", family.INPUTS["channels"]),
-    )
+    preprocessing = Preprocessing(size=own.choice("size", family.SIZES), channels=own.choice("channels", CHANNELS))
     pretrained = hasattr(network, "weights") and weights.pretrained(network.variant, network.weights)
     recipe = suggest_recipe(shared, pretrained=pretrained, pictures=getattr(network, "unfreeze", None) != 0)
     flip = shared.choice("test_time_flip", [False, True])

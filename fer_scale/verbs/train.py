@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from fer_scale import storage
-from fer_scale.arguments import check_seed
+from fer_scale.arguments import check_seed, is_whole
 from fer_scale.bundle import Bundle
 from fer_scale.cluster import connected
 from fer_scale.console import say, set_quiet, warn
@@ -22,7 +22,7 @@ from fer_scale.learning.finish import finish, seconds_needed
 from fer_scale.learning.plan import Plan, check_same, source
 from fer_scale.lease import Lease
 from fer_scale.search.chosen import chosen
-from fer_scale.verbs.train_fit import answers, fit
+from fer_scale.verbs.train_fit import fit, predicted
 
 DEFAULT_EPOCHS = 24
 
@@ -74,7 +74,7 @@ def train(
         quiet: no progress.
 
     Returns:
-        bundle, model_id, family, val_accuracy, val_accuracy_interval, temperature, epochs, seconds.
+        bundle, model_id, family, weights, val_accuracy, val_accuracy_interval, temperature, epochs, seconds.
 
     Raises:
         InputError: not exactly one of ``from_search``, ``family`` and ``config``; both budgets; ``out`` not empty; or
@@ -137,7 +137,7 @@ def train(
                 say("the faces are more than the memory limit: they are read as the fit goes")
             fit(replace(began_as, lease=lease.ours), lease, cluster, low, high)
             with storage.publishing(out, overwrite=True, last="config.json") as staging:
-                finish(began_as, answers(began_as, cluster), staging)
+                finish(began_as, predicted(began_as, cluster), staging)
                 lease.check(last=not storage.is_s3(out))
     return _summary(Bundle.load(out), out, time.time() - began)
 
@@ -181,8 +181,8 @@ def _configuration(
 def _budget(epochs_: int | None, time_budget: str | float | None) -> float | None:
     if epochs_ is not None and time_budget is not None:
         raise InputError("--epochs and --time-budget", "one of them", "leave one out")
-    if epochs_ is not None and epochs_ < 1:
-        raise InputError(f"epochs {epochs_}", "1 or more", "give a larger number")
+    if epochs_ is not None and not (is_whole(epochs_) and epochs_ >= 1):
+        raise InputError(f"epochs {epochs_}", "a whole number from 1 on", "give another")
     return None if time_budget is None else parse_seconds(time_budget, "time-budget")
 
 

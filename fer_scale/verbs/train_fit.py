@@ -21,7 +21,7 @@ from fer_scale.console import progress, warn
 from fer_scale.errors import FerScaleError, InputError
 from fer_scale.learning.checkpoints import Checkpoints
 from fer_scale.learning.epochs import CHECKPOINT_SECONDS, run
-from fer_scale.learning.finish import Answers, answer
+from fer_scale.learning.finish import Predictions, predict
 from fer_scale.learning.plan import Plan
 from fer_scale.learning.workers import first_error
 from fer_scale.lease import Lease, LeaseLostError
@@ -76,19 +76,19 @@ def fit(plan: Plan, lease: Lease, cluster: Cluster, low: int, high: int) -> None
         raise failed
 
 
-def answers(plan: Plan, cluster: Cluster) -> list[Answers]:
+def predicted(plan: Plan, cluster: Cluster) -> list[Predictions]:
     """What the fitted network says of val and calib; told by a machine like a worker's, unless this is one.
 
     The command may run on a small head, or on one without a GPU.
     """
     if cluster.ours and not plan.gpu:
-        return answer(plan)
-    told = ray.remote(num_cpus=plan.threads, num_gpus=int(plan.gpu))(answer).remote(plan)
+        return predict(plan)
+    told = ray.remote(num_cpus=plan.threads, num_gpus=int(plan.gpu))(predict).remote(plan)
     wait_for = _waiting(plan, cluster, 1)
     while not ray.wait([told], timeout=ANSWER_SECONDS)[0]:
         with contextlib.suppress(Exception):  # as in `_shown`
             wait_for()
-    found: list[Answers] = ray.get(told)
+    found: list[Predictions] = ray.get(told)
     return found
 
 

@@ -266,9 +266,11 @@ def test_a_stopped_fit_and_a_stopped_search_go_on(cluster: Cluster, bucket: str)
     command = ("jobs/train.py", store, "--out", fit, "--family", "cnn1", "--epochs", "12", "--json")
     said = cluster.submit_and_stop(lambda: storage.exists(f"{fit}/fit/state.json"), *command)
     assert "stopped; the same command with --resume goes on" in said
-    begun = len(storage.read_json(f"{fit}/fit/state.json")["curve"])
-    assert 1 <= begun < 12
+    begun = [row["seconds"] for row in storage.read_json(f"{fit}/fit/state.json")["curve"]]
+    assert 1 <= len(begun) < 12
     assert result(cluster.submit(*command, "--resume"))["epochs"] == 12
+    curve = pq.read_table(io.BytesIO(storage.read_bytes(f"{fit}/curve.parquet")))
+    assert curve["seconds"].to_pylist()[: len(begun)] == begun
 
     command = ("jobs/tune.py", store, "--out", search, "--families", "cnn1", "--time-budget", "60s", "--json")
     said = cluster.submit_and_stop(lambda: bool(trials(search)), *command)

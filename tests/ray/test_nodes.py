@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
@@ -20,7 +21,9 @@ from fer_scale.bundle import Bundle
 from fer_scale.cluster import connected
 from fer_scale.errors import InputError
 from fer_scale.faces.sample import draw
+from fer_scale.verbs import train_fit
 from tests.bundles import write_bundle
+from tests.workers import counted
 
 NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 100_000_000}
 
@@ -93,8 +96,10 @@ def config(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_a_fit_goes_on_with_the_nodes_that_are_left(nodes: Cluster, store: Path, config: Path, tmp_path: Path) -> None:
-    out = tmp_path / "bundle"
+def test_a_fit_goes_on_with_the_nodes_that_are_left(
+    nodes: Cluster, store: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, sizes = tmp_path / "bundle", counted(monkeypatch, tmp_path)
     state, seen = out / "fit" / "state.json", []
 
     def begun() -> bool:
@@ -104,10 +109,39 @@ def test_a_fit_goes_on_with_the_nodes_that_are_left(nodes: Cluster, store: Path,
 
     options: dict[str, Any] = {"out": out, "config": config, "epochs": 12, "workers": "1..3", "quiet": True}
     assert losing_one(nodes, begun, fer_scale.train, store, **options)["epochs"] == 12
+    assert sizes.read_text().split() == ["3"] * 3 + ["2"] * 2
+    assert 1 <= len(seen) < 12
     curve = pd.read_parquet(out / "curve.parquet")
     assert list(curve["epoch"]) == list(range(1, 13))
     assert curve["seconds"].iloc[: len(seen)].tolist() == seen
     assert Bundle.load(out).model_id
+    fer_scale.train(store, **{**options, "out": tmp_path / "unbroken"})
+    unbroken = pd.read_parquet(tmp_path / "unbroken" / "curve.parquet")
+    assert list(curve["step"]) == list(unbroken["step"])
+    np.testing.assert_allclose(curve["train_loss"].iloc[-3:], unbroken["train_loss"].iloc[-3:], rtol=0.15)
+
+
+@pytest.mark.slow
+def test_an_elastic_fit_grows_with_its_cluster(
+    nodes: Cluster, store: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, sizes = tmp_path / "bundle", counted(monkeypatch, tmp_path)
+    monkeypatch.setattr(train_fit, "RESIZE_SECONDS", 2)
+    options: dict[str, Any] = {"config": config, "epochs": 60, "workers": "1..4", "quiet": True}
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(fer_scale.train, store, out=out, **options)
+        until = time.monotonic() + 120
+        while not (out / "fit" / "state.json").exists():
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        added = nodes.add_node(**NODE)
+        try:
+            assert running.result()["epochs"] == 60
+        finally:
+            nodes.remove_node(added)
+    assert sizes.read_text().split() == ["3"] * 3 + ["4"] * 4
+    curve = pd.read_parquet(out / "curve.parquet")
+    assert list(curve["step"]) == list(range(curve["step"][0], 60 * curve["step"][0] + 1, curve["step"][0]))
 
 
 @pytest.mark.slow

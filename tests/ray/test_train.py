@@ -18,6 +18,7 @@ import pandas as pd
 import psutil
 import pytest
 import ray.train
+from scipy.special import log_softmax
 
 import fer_scale
 from fer_scale import lease as leases
@@ -28,12 +29,15 @@ from fer_scale.faces.images import Preprocessing
 from fer_scale.faces.sample import draw
 from fer_scale.faces.store import Store
 from fer_scale.faces.windows import Windows
+from fer_scale.learning import epochs
 from fer_scale.learning.calibration import fit_temperature
 from fer_scale.learning.loop import DivergedError
 from fer_scale.learning.plan import Plan
 from fer_scale.lease import Lease, LeaseLostError
 from fer_scale.predictor import Predictor
+from fer_scale.provenance import versions
 from fer_scale.verbs import train_fit, train_stream
+from tests.workers import counted
 
 NETWORK = {"variant": "slim10", "width": 0.25, "weights": "none", "dense": "none", "dropout": 0.0}
 CONFIGURATION = {
@@ -88,6 +92,8 @@ def test_the_bundle_holds_what_the_contract_says(trained: tuple[Path, dict[str, 
     assert bundle.config["data_fingerprint"] == Store.open(str(store)).fingerprint
     assert bundle.config["weights"] == "none"
     assert bundle.config["configuration"]["recipe"]["batch_size"] == 16
+    assert bundle.config["seed"] == 0
+    assert bundle.config["versions"] == versions()
     assert list(pd.read_parquet(out / "curve.parquet")["epoch"]) == [1, 2, 3, 4, 5, 6]
     card = (out / "README.md").read_text()
     assert bundle.model_id in card
@@ -127,13 +133,18 @@ def test_what_is_kept_is_the_best_epoch_and_the_later_of_two(trained: tuple[Path
     best = curve[curve["val_accuracy"] == curve["val_accuracy"].max()]
     assert Bundle.load(trained[0]).config["step"] == best["step"].iloc[-1]
     assert trained[1]["val_accuracy"] == pytest.approx(best["val_accuracy"].iloc[-1])
+    equal, lower = {"val_accuracy": 0.5, "step": 2}, {"val_accuracy": 0.4, "step": 3}
+    assert epochs._is_best(equal, [{"val_accuracy": 0.5, "step": 1}, equal])
+    assert not epochs._is_best(lower, [equal, lower])
 
 
 def test_a_finished_bundle_has_nothing_left_to_resume(
     trained: tuple[Path, dict[str, Any]], store: Path, config: Path
 ) -> None:
+    written = (trained[0] / "weights.safetensors").stat()
     again = fer_scale.train(store, out=trained[0], config=config, epochs=6, resume=True, quiet=True)
     assert again["model_id"] == trained[1]["model_id"]
+    assert (trained[0] / "weights.safetensors").stat() == written
     with pytest.raises(InputError, match="another seed"):
         fer_scale.train(store, out=trained[0], config=config, epochs=6, resume=True, seed=1, quiet=True)
     with pytest.raises(InputError, match="another epochs"):
@@ -172,15 +183,34 @@ def test_two_workers_take_the_same_steps_with_the_best_of_a_search(store: Path, 
     assert list(curve["step"]) == [rows // 16, 2 * (rows // 16)]
     assert result["epochs"] == 2
     # what each scored of its share, with the statistics of both, is what the finished network scores of all
-    assert curve["val_accuracy"].max() == pytest.approx(result["val_accuracy"])
+    best = curve[curve["val_accuracy"] == curve["val_accuracy"].max()].iloc[-1]
+    assert best["val_accuracy"] == pytest.approx(result["val_accuracy"])
+    predictor = Predictor.load(tmp_path / "b", threads=1)
+    val = Store.open(str(store)).faces("val", predictor.preprocessing)
+    likelihoods = log_softmax(predictor.logits(val.images), axis=1)[np.arange(len(val)), val.labels]
+    assert best["val_loss"] == pytest.approx(-likelihoods.mean(), rel=1e-3)
 
 
+@pytest.fixture(scope="module")
+def voted(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same faces, with votes on two of three."""
+    folder, faces = tmp_path_factory.mktemp("voted"), store.parent / "faces"
+    names = [f"{path.parent.name}/{path.name}" for path in sorted(faces.glob("*/*.png"))]
+    votes = pd.DataFrame({"id": [name for at, name in enumerate(names) if at % 3]})
+    votes.assign(happy=range(len(votes)), sad=1, surprised=0, neutral=2).to_csv(folder / "votes.csv", index=False)
+    options: dict[str, Any] = {"votes": folder / "votes.csv", "votes_classes": ["happy", "sad", "surprised", "neutral"]}
+    fer_scale.ingest(faces, folder / "store", quiet=True, **options)
+    return folder / "store"
+
+
+@pytest.mark.parametrize("source", ["store", "voted"])
 def test_ray_reads_the_windows_of_a_stream_in_their_order_from_epoch_to_epoch(
-    store: Path, monkeypatch: pytest.MonkeyPatch
+    source: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(train_stream, "WINDOWS_A_RUN", 5)
     small = Preprocessing(size=48)
-    windows = Windows(Store.open(str(store)), "train", small, batch_size=16, seed=3, window_bytes=3 * 16 * 48**2)
+    store = Store.open(str(request.getfixturevalue(source)))
+    windows = Windows(store, "train", small, batch_size=16, seed=3, window_bytes=3 * 16 * 48**2)
     assert windows.per_epoch > 2
     for first, rank in ((0, 0), (1, 1)):
         streamed = train_stream.opened(1)(windows, first, rank, 2)
@@ -188,12 +218,27 @@ def test_ray_reads_the_windows_of_a_stream_in_their_order_from_epoch_to_epoch(
             faces, read = next(streamed), windows.read(window, rank, 2)
             np.testing.assert_array_equal(faces.images, read.images)
             np.testing.assert_array_equal(faces.labels, read.labels)
+            if source == "store":
+                assert faces.votes is None
+            else:
+                assert read.votes is not None
+                np.testing.assert_array_equal(faces.votes, read.votes)
 
 
 @pytest.mark.slow
 def test_a_store_larger_than_the_memory_limit_is_streamed(
-    store: Path, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    store: Path, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    whole = train_fit._worker
+
+    def worker(told: dict[str, Any]) -> Any:
+        def whole_split(*_: object) -> None:
+            raise AssertionError("a split was read whole")
+
+        Store.faces = whole_split  # type: ignore[assignment,method-assign]
+        return whole(told)
+
+    monkeypatch.setattr(train_fit, "_worker", worker)
     result = fer_scale.train(store, out=tmp_path / "b", config=config, epochs=2, workers=2, memory_limit="100KB")
     assert "they are read as the fit goes" in capsys.readouterr().err
     assert result["epochs"] == 2
@@ -204,16 +249,10 @@ def test_a_store_larger_than_the_memory_limit_is_streamed(
 def test_an_elastic_fit_takes_the_workers_that_there_is_room_for(
     store: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, seen = train_fit._worker, tmp_path / "workers"
-
-    def worker(told: dict[str, Any]) -> Any:
-        seen.write_text(str(ray.train.get_context().get_world_size()))
-        return whole(told)
-
-    monkeypatch.setattr(train_fit, "_worker", worker)
+    sizes = counted(monkeypatch, tmp_path)
     result = fer_scale.train(store, out=tmp_path / "b", config=config, epochs=2, workers="1..4", quiet=True)
     assert result["epochs"] == 2
-    assert seen.read_text() == "2"
+    assert sizes.read_text().split() == ["2"] * 2
 
 
 def test_a_backbone_is_carried_over_and_replaces_a_bundle(
@@ -225,8 +264,10 @@ def test_a_backbone_is_carried_over_and_replaces_a_bundle(
         path.unlink()
     shutil.copytree(trained[0], tmp_path / "b")
     options: dict[str, Any] = {"config": config, "epochs": 1, "init_from": trained[0], "quiet": True}
-    fer_scale.train(blind, out=tmp_path / "b", overwrite=True, **options)
+    fer_scale.train(blind, out=tmp_path / "b", overwrite=True, test_time_flip=True, **options)
     assert Bundle.load(tmp_path / "b").config["weights"] == f"bundle {trained[1]['model_id']} with its head"
+    predictor, images = Predictor.load(tmp_path / "b"), Store.open(str(store)).faces("test", Preprocessing()).images
+    np.testing.assert_allclose(predictor.logits(images), predictor.logits(images[..., ::-1].copy()), atol=1e-4)
     other = tmp_path / "other.json"
     other.write_text(json.dumps({**CONFIGURATION, "network": {**NETWORK, "width": 0.5}}))
     with pytest.raises(InputError, match="same backbone"):
@@ -291,17 +332,22 @@ def test_a_fit_whose_workers_die_again_and_again_says_what_to_do(
 
 
 @pytest.mark.slow
-def test_a_killed_worker_of_two_is_replaced_and_both_go_on(store: Path, tmp_path: Path) -> None:
+def test_a_killed_worker_of_two_is_replaced_and_both_go_on(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out, thawing = tmp_path / "b", tmp_path / "thawing.json"
     thawing.write_text(json.dumps({**CONFIGURATION, "recipe": {**CONFIGURATION["recipe"], "thaw": 0.5}}))  # type: ignore[dict-item]
+    sizes = counted(monkeypatch, tmp_path)
     with ThreadPoolExecutor(1) as pool:
         fit = pool.submit(fer_scale.train, store, out=out, config=thawing, epochs=12, workers=2, quiet=True)
         wait_for(out / "fit" / "state.json")
         workers = [p for p in psutil.Process().children(True) if "RayTrainWorker" in " ".join(p.cmdline())]
         assert workers
         seen = json.loads((out / "fit" / "state.json").read_text())["curve"]
+        assert 1 <= len(seen) < 12
         workers[0].kill()
         fit.result()
+    assert sizes.read_text().split() == ["2"] * 4
     curve = pd.read_parquet(out / "curve.parquet")
     assert curve["seconds"].iloc[: len(seen)].tolist() == [row["seconds"] for row in seen]
     assert list(curve["epoch"]) == list(range(1, 13))
@@ -338,6 +384,7 @@ def test_a_killed_fit_ends_as_one_that_was_not(
         os.killpg(child.pid, signal.SIGKILL)
         child.wait()
     seen = json.loads((out / "fit" / "state.json").read_text())["curve"]
+    assert 1 <= len(seen) < 6
     with pytest.raises(InputError, match="another epochs"):
         fer_scale.train(store, out=out, config=config, epochs=9, resume=True, quiet=True)
     fer_scale.train(store, out=out, config=config, epochs=6, resume=True, quiet=True)
@@ -430,6 +477,8 @@ def test_an_output_that_holds_an_input_is_refused(trained: tuple[Path, dict[str,
         ({"from_search": "nowhere"}, "leaderboard.json"),
         ({"family": "cnn1", "memory_limit": "much"}, "memory-limit 'much'"),
         ({"family": "cnn1", "seed": -1}, "seed -1"),
+        ({"family": "cnn1", "seed": 1.5}, "seed 1.5"),
+        ({"family": "cnn1", "epochs": 1.5}, "epochs 1.5"),
     ],
 )
 def test_what_cannot_be_is_refused_at_once(options: dict[str, Any], said: str, store: Path, tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """fit(): the same batches for any number of workers, the same weights after a resume, and what stops it."""
 
+import json
 import os
+import re
 import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,13 +21,14 @@ from safetensors.torch import load_file
 
 import fer_scale
 from fer_scale import storage
-from fer_scale.bundle import build, export_onnx
+from fer_scale.bundle import Bundle, build, export_onnx
 from fer_scale.errors import InputError
 from fer_scale.faces.images import Preprocessing, encode_png
 from fer_scale.faces.sample import draw
 from fer_scale.faces.store import Faces, Store
 from fer_scale.faces.windows import Windows
 from fer_scale.learning import epochs
+from fer_scale.learning.augment import Augment
 from fer_scale.learning.average import Average
 from fer_scale.learning.batches import Batches
 from fer_scale.learning.budget import Budget
@@ -34,8 +37,9 @@ from fer_scale.learning.configuration import Configuration
 from fer_scale.learning.loop import DivergedError, Learner, anneal, bfloat16_pays, fit
 from fer_scale.learning.plan import Plan
 from fer_scale.learning.recipe import Recipe
-from fer_scale.learning.stream import StreamedBatches
+from fer_scale.learning.stream import StreamedBatches, here
 from fer_scale.lease import LeaseLostError
+from tests.bundles import write_bundle
 
 CPU = torch.device("cpu")
 SMALL = Preprocessing(size=16, channels=1)
@@ -71,9 +75,9 @@ def test_learns_to_tell_two_classes(faces: Faces) -> None:
     assert (learner.logits(faces.images).argmax(axis=1) == faces.labels).mean() > 0.9
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_resumed_fit_ends_with_the_very_weights_of_an_unbroken_one(faces: Faces, optimizer: str) -> None:
-    recipe = replace(RECIPE, optimizer=optimizer)  # type: ignore[arg-type]
+@pytest.mark.parametrize("changed", [{"optimizer": "sgd"}, {"optimizer": "adamw"}, {"thaw": 0.9}])
+def test_resumed_fit_ends_with_the_very_weights_of_an_unbroken_one(faces: Faces, changed: dict[str, Any]) -> None:
+    recipe = replace(RECIPE, **changed)
     unbroken, batches = make(recipe, faces, dropout=0.3)
     fit(unbroken, batches, 8, lambda step: step / 8)
 
@@ -94,6 +98,21 @@ def test_every_epoch_takes_each_face_once_in_another_order(faces: Faces) -> None
     epochs = [np.concatenate([batches.indices(e * 6 + at) for at in range(6)]) for e in range(2)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(96))
     assert list(epochs[0]) != list(epochs[1])
+
+
+def test_another_seed_is_another_order_another_draw_and_another_network(faces: Faces, tmp_path: Path) -> None:
+    orders = [Batches(faces, 2, 16, seed, CPU).indices(0).tolist() for seed in (0, 0, 1)]
+    draws = [Augment(1.0, seed).draws(0, 4).tolist() for seed in (0, 0, 1)]
+    plan = planned(tmp_path)
+    store = Store.open(plan.store)
+    windows = [Windows(store, "train", SMALL, batch_size=16, seed=seed).ids(0) for seed in (0, 0, 1)]
+    losses = []
+    for at, seed in enumerate((0, 0, 1)):
+        fitted = replace(plan, seed=seed, checkpoints=str(tmp_path / f"fit-{at}"))
+        epochs.run(fitted)
+        losses.append(Checkpoints(fitted.checkpoints).state()["curve"][0]["train_loss"])  # type: ignore[index]
+    for found in (orders, draws, windows, losses):
+        assert found[0] == found[1] != found[2]
 
 
 @pytest.mark.parametrize(
@@ -122,7 +141,8 @@ def test_divergence_names_step_rate_and_faces(faces: Faces) -> None:
     votes[7] = np.inf  # shares of this are no numbers
     learner, batches = make(Recipe(batch_size=16, lr=3e-3, warmup=0.05), replace(faces, votes=votes))
     at = next(step for step in range(6) if 7 in batches.indices(step))
-    with pytest.raises(DivergedError, match=rf"step {at} \(rate 0\.00.*, faces \d+(, \d+){{15}}\)"):
+    rate, ids = learner.recipe.lr * anneal(learner.recipe, at / 6), ", ".join(batches.ids(at))
+    with pytest.raises(DivergedError, match=re.escape(f"step {at} (rate {rate:.3g}, faces {ids})")):
         fit(learner, batches, 6, lambda step: step / 6)
     learner, batches = make(Recipe(batch_size=96), replace(faces, votes=votes))
     with pytest.raises(DivergedError, match=r"faces \d+(, \d+){63} and 32 more\)"):
@@ -137,7 +157,7 @@ def test_a_gradient_that_is_not_finite_is_divergence_at_that_very_step(faces: Fa
         fit(learner, batches, 6, lambda step: step / 6)
 
 
-def saved_twice(faces: Faces, folder: Path) -> tuple[Checkpoints, dict[str, Any]]:
+def saved_twice(faces: Faces, folder: Path | str) -> tuple[Checkpoints, dict[str, Any]]:
     """Checkpoints of steps 2 and 4, each the best so far."""
     learner, batches = make(RECIPE, faces)
     checkpoints = Checkpoints(str(folder))
@@ -169,16 +189,26 @@ def test_a_checkpoint_that_cannot_be_read_leaves_the_one_before(faces: Faces, tm
         checkpoints.load(learner, state)
 
 
-def test_the_last_two_checkpoints_and_the_best_weights_are_kept(faces: Faces, tmp_path: Path) -> None:
-    checkpoints, state = saved_twice(faces, tmp_path)
+@pytest.mark.parametrize("remote", [False, True])
+def test_the_last_two_checkpoints_and_the_best_weights_are_kept(
+    faces: Faces, tmp_path: Path, s3: str, remote: bool
+) -> None:
+    folder = f"{s3}/fit" if remote else str(tmp_path)
+    checkpoints, state = saved_twice(faces, folder)
     learner, batches = make(RECIPE, faces)
     checkpoints.load(learner, state)
     fit(learner, batches, 6, lambda step: step / 8)
     checkpoints.save(learner, state, is_best=False)
-    steps = {int(path.stem.split("-")[1]): path.name for path in tmp_path.glob("*.safetensors")}
-    assert {path.name for path in tmp_path.iterdir()} == {"state.json", state["best_file"], *state["files"]}
-    assert state["best_file"] == "best-000000004.safetensors"
-    assert sorted(steps) == [4, 6]
+    assert {storage.name(file.path) for file in storage.list_files(folder)} == {
+        "state.json",
+        "step-000000004.safetensors",
+        "step-000000006.safetensors",
+        "best-000000004.safetensors",
+    }
+    again, _ = make(RECIPE, faces)
+    checkpoints.load(again, checkpoints.state() or {})
+    assert again.step == 6
+    assert again.saved() == learner.saved()
 
 
 def test_what_a_kill_left_half_written_goes_with_the_next_checkpoint(faces: Faces, tmp_path: Path) -> None:
@@ -222,6 +252,31 @@ def test_a_full_disk_is_said_and_leaves_the_checkpoint_before(faces: Faces, tmp_
     assert learner.step == 2
     assert learner.saved() == saved
     assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize("refused", ["best-", "state.json"])
+def test_a_checkpoint_that_is_written_in_part_is_none(
+    faces: Faces, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    checkpoints, state = saved_twice(faces, tmp_path)
+    write = storage.write_bytes
+
+    def full(path: str, data: bytes) -> None:
+        if storage.name(path).startswith(refused):
+            raise InputError("no space", "a disk with room", "free some")
+        write(path, data)
+
+    learner, batches = make(RECIPE, faces)
+    checkpoints.load(learner, state)
+    fit(learner, batches, 6, lambda step: step / 8)
+    before = checkpoints.state() or {}
+    monkeypatch.setattr(storage, "write_bytes", full)
+    with pytest.raises(InputError, match="no space"):
+        checkpoints.save(learner, state, is_best=True)
+    assert checkpoints.state() == before
+    assert all((tmp_path / name).exists() for name in (before["best_file"], *before["files"]))
+    checkpoints.load(learner, before)
+    assert learner.step == 4
 
 
 def planned(tmp_path: Path, **more: Any) -> Plan:
@@ -282,6 +337,8 @@ def test_rate_warms_up_and_anneals_to_nothing() -> None:
     assert max(factors) == pytest.approx(1.0, abs=0.01)
     assert np.argmax(factors) == 30
     assert factors[-1] <= 1e-3
+    assert anneal(Recipe(warmup=0.3), 0.475) == pytest.approx((1 + 0.5**0.5) / 2), "of a cosine, an eighth of its turn"
+    assert anneal(Recipe(warmup=0.3), 0.15) == pytest.approx(0.52)
 
 
 def test_the_average_forgets_the_more_slowly_the_longer_it_is() -> None:
@@ -342,6 +399,10 @@ def test_stages_thaw_from_the_head_down(faces: Faces) -> None:
         learner.thaw(progress)
         frozen.append(learner.network.frozen)
     assert frozen == [stages, (stages + 1) // 2, 0, 0]
+    before = [stage[0].clone() for stage in learner.network.stages]
+    fit(learner, batches, 2, lambda step: 0.6)
+    for stage, was in zip(learner.network.stages, before, strict=True):
+        assert not torch.equal(stage[0], was)
 
 
 def test_a_mirrored_network_answers_a_picture_and_its_mirror_alike(faces: Faces, tmp_path: Path) -> None:
@@ -353,6 +414,9 @@ def test_a_mirrored_network_answers_a_picture_and_its_mirror_alike(faces: Faces,
     with torch.inference_mode():
         logits = network(pictures)
         torch.testing.assert_close(network(pictures.flip(-1)), logits)
+        network.mirrored = False
+        torch.testing.assert_close((network(pictures) + network(pictures.flip(-1))) / 2, logits)
+        network.mirrored = True
     export_onnx(network, configuration.preprocessing, tmp_path / "model.onnx")
     (answer,) = InferenceSession(tmp_path / "model.onnx").run(None, {"images": faces.images[:3]})
     np.testing.assert_allclose(answer, logits.numpy(), atol=1e-4)
@@ -453,6 +517,66 @@ def test_checkpoints_within_an_epoch_and_a_kill_between_them_change_no_step(
     assert one.keys() == other.keys()
     for name, value in one.items():
         torch.testing.assert_close(other[name], value)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_streamed_fit_opens_its_windows_and_no_other_does(tmp_path: Path, streamed: bool) -> None:
+    asked: list[int] = []
+
+    def opened(windows: Windows, first: int, rank: int, workers: int) -> Iterator[Faces]:
+        asked.append(first)
+        return here(windows, first, rank, workers)
+
+    epochs.run(planned(tmp_path, streamed=streamed), opened)
+    assert asked == ([0] if streamed else [])
+
+
+def test_an_epoch_of_many_faces_is_scored_in_even_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = planned(tmp_path, epochs=2)
+    epochs.run(plan)
+    whole = Checkpoints(plan.checkpoints).state() or {}
+    (tmp_path / "parts").mkdir()
+    per_epoch = whole["step"] // 2
+    assert per_epoch == 3
+    monkeypatch.setattr(epochs, "CHECKPOINT_FACES", 40)  # of 48 that an epoch has
+    plan = replace(plan, checkpoints=str(tmp_path / "parts"))
+    epochs.run(plan)
+    parts = Checkpoints(plan.checkpoints).state() or {}
+    assert [row["step"] for row in parts["curve"]] == [2, 3, 5, 6]
+    one, other = (
+        load_file(tmp_path / folder / state["files"][-1]) for folder, state in (("fit", whole), ("parts", parts))
+    )
+    for name, value in one.items():
+        torch.testing.assert_close(other[name], value)
+
+
+def test_what_is_frozen_is_so_after_a_kill_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = planned(tmp_path, epochs=3)
+    donor = write_bundle(tmp_path / "donor")
+    found = json.loads((donor / "config.json").read_text())
+    network = {**found["configuration"]["network"], "unfreeze": 0}
+    configuration = {**found["configuration"], "network": network, "recipe": {"batch_size": 16}}
+    plan = replace(plan, configuration=configuration, init_from=str(donor))
+
+    class Mortal(Checkpoints):
+        def save(self, learner: Learner, state: dict[str, Any], is_best: bool) -> None:
+            super().save(learner, state, is_best)
+            if len(state["curve"]) == 1:
+                raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(epochs, "Checkpoints", Mortal)
+        with pytest.raises(Killed):
+            epochs.run(plan)
+    epochs.run(plan)
+    state = Checkpoints(plan.checkpoints).state() or {}
+    assert len(state["curve"]) == 3
+    fitted = load_file(tmp_path / "fit" / state["files"][-1])
+    given = dict(Bundle.load(donor).network().named_parameters())
+    kept = [torch.equal(fitted[f"network.{name}"], value) for name, value in given.items() if "backbone" in name]
+    assert kept
+    assert all(kept)
+    assert not all(torch.equal(fitted[f"network.{name}"], value) for name, value in given.items())
 
 
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")

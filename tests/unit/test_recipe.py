@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from fer_scale.bundle import build
 from fer_scale.faces.store import Faces
+from fer_scale.families.network import Network
 from fer_scale.learning import loop
+from fer_scale.learning.augment import Augment, mix
 from fer_scale.learning.batches import Batches
 from fer_scale.learning.configuration import Configuration
 from fer_scale.learning.loop import Learner
@@ -43,11 +45,23 @@ class Step:
 
     learner: Learner
     loss: float
-    logits: Tensor
-    """Of its batch before the step."""
+    before: Network
+    """As it was before the step."""
+    images: Tensor
     targets: Tensor
+    """Of its batch, as they are read."""
     moves: list[list[Tensor]]
     """By stage and parameter."""
+
+    @property
+    def logits(self) -> Tensor:
+        """Of its batch before the step."""
+        return self.of(self.images.float())
+
+    def of(self, images: Tensor) -> Tensor:
+        """Logits before the step, float32 ``[B, K]``."""
+        with torch.no_grad():
+            return self.before(images)  # type: ignore[no-any-return]
 
 
 def step(counts: tuple[int, int] = (72, 24), steps: int = 1, **recipe: Any) -> Step:
@@ -68,7 +82,6 @@ def step(counts: tuple[int, int] = (72, 24), steps: int = 1, **recipe: Any) -> S
     batches = Batches(faces, 2, 16, 0, torch.device("cpu"))
     images, targets = batches.batch(0)
     before = copy.deepcopy(learner.network).train()
-    logits = before(images.float()).detach()
     loss = float(learner.train_step(batches, 1.0))
     moves = [
         [(new - old).detach() for new, old in zip(now, was, strict=True)]
@@ -76,7 +89,19 @@ def step(counts: tuple[int, int] = (72, 24), steps: int = 1, **recipe: Any) -> S
     ]
     for _ in range(steps - 1):
         learner.train_step(batches, 1.0)
-    return Step(learner, loss, logits, targets, moves)
+    return Step(learner, loss, before, images, targets, moves)
+
+
+def test_what_a_step_learns_from_is_augmented_and_then_mixed() -> None:
+    augment = Augment(1.0, 0)
+    made = step(augmentation=1.0)
+    seen = augment(made.images, augment.draws(0, 16))
+    assert made.loss == pytest.approx(float(F.cross_entropy(made.of(seen), made.targets)), rel=1e-4)
+    for how in ({"mixup": 0.4}, {"cutmix": 1.0}):
+        made = step(augmentation=1.0, **how)
+        mixed, targets = mix(seen, made.targets, Recipe(**how), 0, 0)  # type: ignore[arg-type]
+        assert not torch.equal(targets, made.targets)
+        assert made.loss == pytest.approx(float(F.cross_entropy(made.of(mixed), targets)), rel=1e-4)
 
 
 def test_smoothing_and_class_weights_are_in_the_loss() -> None:

@@ -1,8 +1,10 @@
 """Workers of one fit, as processes that talk over gloo: the steps of one worker, and no step where they disagree."""
 
 import multiprocessing
+import time
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,9 @@ from safetensors.torch import load_file
 import fer_scale
 from fer_scale.errors import FerScaleError
 from fer_scale.faces.sample import draw
-from fer_scale.learning import loop
+from fer_scale.learning import epochs, loop
+from fer_scale.learning.budget import Budget
 from fer_scale.learning.checkpoints import Checkpoints
-from fer_scale.learning.epochs import run
 from fer_scale.learning.plan import Plan
 
 CONFIGURATION = {
@@ -36,7 +38,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     fer_scale.ingest(folder / "faces", folder / "store", quiet=True)
     how: dict[str, Any] = {"epochs": 2, "seconds": None, "began": 0.0, "seed": 0, "threads": 1, "gpu": False}
     where: dict[str, Any] = {"store": str(folder / "store"), "init_from": None, "streamed": False}
-    return Plan(configuration=CONFIGURATION, checkpoints=str(folder / "one"), **where, **how)
+    return Plan(configuration=CONFIGURATION, checkpoints=str(folder / "none"), **where, **how)
 
 
 @pytest.fixture(autouse=True)
@@ -49,25 +51,38 @@ def never(*_: object) -> bool:
     return False
 
 
-def work(rank: int, plan: Plan, meeting: str) -> FerScaleError | None:
-    """One of two workers."""
+PATIENCE = timedelta(seconds=60)
+"""With the other worker, where it has ended alone."""
+
+
+def work(rank: int, plan: Plan, meeting: str, scoring: float) -> FerScaleError | None:
+    """One of two workers; scoring val takes so many seconds more."""
     loop.bfloat16_pays = never
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    score = epochs._score
+    epochs._score = lambda *of: time.sleep(scoring) or score(*of)  # type: ignore[func-returns-value]
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2, timeout=PATIENCE)
+    if rank:  # its clock is ahead, and it goes by the first one's all the same
+        used = Budget.used.fget
+        Budget.used = property(lambda budget: used(budget) + 3)  # type: ignore[assignment,misc]
     try:
-        return run(plan)
+        return epochs.run(plan)
     finally:
         dist.barrier()  # what one has sent, the other has read
         dist.destroy_process_group()
 
 
-def together(plans: list[Plan], meeting: Path) -> list[Future[FerScaleError | None]]:
+def together(plans: list[Plan], meeting: Path, scoring: float = 0.0) -> list[Future[FerScaleError | None]]:
     """Both workers, to their end."""
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return [pool.submit(work, rank, one, str(meeting)) for rank, one in enumerate(plans)]
+        return [pool.submit(work, rank, one, str(meeting), scoring) for rank, one in enumerate(plans)]
 
 
-def test_two_workers_take_the_steps_of_one_and_go_on_from_its_checkpoints(plan: Plan, tmp_path: Path) -> None:
-    run(plan)
+@pytest.mark.parametrize("streamed", [False, True])
+def test_two_workers_take_the_steps_of_one_and_go_on_from_its_checkpoints(
+    plan: Plan, tmp_path: Path, streamed: bool
+) -> None:
+    plan = replace(plan, checkpoints=str(tmp_path / "one"), streamed=streamed)
+    epochs.run(plan)
     two = replace(plan, checkpoints=str(tmp_path / "two"))
     assert [done.result() for done in together([two, two], tmp_path / "meeting")] == [None, None]
     one, other = (Checkpoints(each.checkpoints).state() or {} for each in (plan, two))
@@ -86,9 +101,23 @@ def test_two_workers_take_the_steps_of_one_and_go_on_from_its_checkpoints(plan: 
     assert len((Checkpoints(str(state.parent)).state() or {})["curve"]) == 3
 
 
+def test_two_workers_end_by_the_clock_of_the_first(plan: Plan, tmp_path: Path) -> None:
+    timed = replace(plan, checkpoints=str(tmp_path / "timed"), epochs=None, seconds=6.0, began=time.time())
+    assert [done.result() for done in together([timed, timed], tmp_path / "meeting")] == [None, None]
+    curve = (Checkpoints(timed.checkpoints).state() or {})["curve"]
+    assert curve[-1]["progress"] > 0.9
+    assert curve[-1]["seconds"] == pytest.approx(6, abs=1.5)
+
+
+def test_no_step_is_taken_where_the_time_ended_while_val_was_scored(plan: Plan, tmp_path: Path) -> None:
+    timed = replace(plan, checkpoints=str(tmp_path / "timed"), epochs=None, seconds=4.0, began=time.time())
+    assert [done.result() for done in together([timed, timed], tmp_path / "meeting", scoring=3.0)] == [None, None]
+    assert (Checkpoints(timed.checkpoints).state() or {})["curve"][-1]["progress"] < 1
+
+
 def test_workers_that_find_different_checkpoints_take_no_step(plan: Plan, tmp_path: Path) -> None:
-    run(plan)
-    elsewhere = replace(plan, checkpoints=str(tmp_path / "elsewhere"))
+    plan, elsewhere = (replace(plan, checkpoints=str(tmp_path / name)) for name in ("here", "elsewhere"))
+    epochs.run(plan)
     ended = together([plan, elsewhere], tmp_path / "meeting")
     with pytest.raises(FerScaleError, match="a worker finds the checkpoint of step 0, the first one that of"):
         ended[1].result()
