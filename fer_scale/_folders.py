@@ -13,16 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from fer_scale import _s3
-from fer_scale._files import (
-    FileInfo,
-    beside,
-    delete_keys,
-    is_empty,
-    list_files,
-    list_s3,
-    of_os_error,
-    translated,
-)
+from fer_scale._deleting import delete_keys
+from fer_scale._files import FileInfo, beside, is_empty, list_files, list_s3, of_os_error, translated
 from fer_scale._paths import PathLike, join, name, normal
 from fer_scale.errors import InputError, MissingPathError
 

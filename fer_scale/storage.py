@@ -5,11 +5,10 @@ appears, so that a power cut leaves it whole too. S3 settings come from the stan
 environment alone, AWS_ENDPOINT_URL among them.
 """
 
+from fer_scale._deleting import delete, delete_files
 from fer_scale._files import (
     FileInfo,
     create_bytes,
-    delete,
-    delete_files,
     exists,
     filesystem,
     is_dir,
