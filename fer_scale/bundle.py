@@ -119,7 +119,7 @@ def build(configuration: "Configuration", num_classes: int, pretrained: bool = T
     family = FAMILIES[configuration.family]
     network = configuration.network
     if not pretrained and hasattr(network, "weights"):
-        network = replace(network, pretrained=False)
+        network = replace(network, weights="none")
     built = family.build(network, configuration.preprocessing, num_classes)
     built.mirrored = configuration.test_time_flip
     return built
