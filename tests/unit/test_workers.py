@@ -2,7 +2,8 @@
 
 import multiprocessing
 import time
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -51,35 +52,49 @@ def never(*_: object) -> bool:
     return False
 
 
+Together = Callable[..., list[Future[FerScaleError | None]]]
 PATIENCE = timedelta(seconds=60)
 """With the other worker, where it has ended alone."""
 
 
 def work(rank: int, plan: Plan, meeting: str, scoring: float) -> FerScaleError | None:
     """One of two workers; scoring val takes so many seconds more."""
-    loop.bfloat16_pays = never
-    score = epochs._score
-    epochs._score = lambda *of: time.sleep(scoring) or score(*of)  # type: ignore[func-returns-value]
+    score, used = epochs._score, Budget.used.fget
+    assert used is not None
+
+    def slow(*of: Any) -> dict[str, float]:
+        time.sleep(scoring)
+        return score(*of)
+
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2, timeout=PATIENCE)
-    if rank:  # its clock is ahead, and it goes by the first one's all the same
-        used = Budget.used.fget
-        Budget.used = property(lambda budget: used(budget) + 3)  # type: ignore[assignment,misc]
-    try:
-        return epochs.run(plan)
-    finally:
-        dist.barrier()  # what one has sent, the other has read
-        dist.destroy_process_group()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(loop, "bfloat16_pays", never)
+        patched.setattr(epochs, "_score", slow)
+        if rank:  # its clock is ahead, and it goes by the first one's all the same
+            patched.setattr(Budget, "used", property(lambda budget: used(budget) + 3))
+        try:
+            return epochs.run(plan)
+        finally:
+            dist.barrier()  # what one has sent, the other has read
+            dist.destroy_process_group()
 
 
-def together(plans: list[Plan], meeting: Path, scoring: float = 0.0) -> list[Future[FerScaleError | None]]:
-    """Both workers, to their end."""
+@pytest.fixture(scope="module")
+def together() -> Iterator[Together]:
+    """Runs a plan on each of two workers, to the end of both."""
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return [pool.submit(work, rank, one, str(meeting), scoring) for rank, one in enumerate(plans)]
+
+        def run(plans: list[Plan], meeting: Path, scoring: float = 0.0) -> list[Future[FerScaleError | None]]:
+            started = [pool.submit(work, rank, one, str(meeting), scoring) for rank, one in enumerate(plans)]
+            wait(started)
+            return started
+
+        yield run
 
 
 @pytest.mark.parametrize("streamed", [False, True])
 def test_two_workers_take_the_steps_of_one_and_go_on_from_its_checkpoints(
-    plan: Plan, tmp_path: Path, streamed: bool
+    plan: Plan, together: Together, tmp_path: Path, streamed: bool
 ) -> None:
     plan = replace(plan, checkpoints=str(tmp_path / "one"), streamed=streamed)
     epochs.run(plan)
@@ -101,21 +116,23 @@ def test_two_workers_take_the_steps_of_one_and_go_on_from_its_checkpoints(
     assert len((Checkpoints(str(state.parent)).state() or {})["curve"]) == 3
 
 
-def test_two_workers_end_by_the_clock_of_the_first(plan: Plan, tmp_path: Path) -> None:
-    timed = replace(plan, checkpoints=str(tmp_path / "timed"), epochs=None, seconds=6.0, began=time.time())
+def test_two_workers_end_by_the_clock_of_the_first(plan: Plan, together: Together, tmp_path: Path) -> None:
+    timed = replace(plan, checkpoints=str(tmp_path / "timed"), epochs=None, seconds=4.0, began=time.time())
     assert [done.result() for done in together([timed, timed], tmp_path / "meeting")] == [None, None]
     curve = (Checkpoints(timed.checkpoints).state() or {})["curve"]
     assert curve[-1]["progress"] > 0.9
-    assert curve[-1]["seconds"] == pytest.approx(6, abs=1.5)
+    assert curve[-1]["seconds"] == pytest.approx(4, abs=1.5)
 
 
-def test_no_step_is_taken_where_the_time_ended_while_val_was_scored(plan: Plan, tmp_path: Path) -> None:
-    timed = replace(plan, checkpoints=str(tmp_path / "timed"), epochs=None, seconds=4.0, began=time.time())
-    assert [done.result() for done in together([timed, timed], tmp_path / "meeting", scoring=3.0)] == [None, None]
+def test_no_step_is_taken_where_the_time_ended_while_val_was_scored(
+    plan: Plan, together: Together, tmp_path: Path
+) -> None:
+    timed = replace(plan, checkpoints=str(tmp_path / "timed"), epochs=None, seconds=3.0, began=time.time())
+    assert [done.result() for done in together([timed, timed], tmp_path / "meeting", scoring=2.0)] == [None, None]
     assert (Checkpoints(timed.checkpoints).state() or {})["curve"][-1]["progress"] < 1
 
 
-def test_workers_that_find_different_checkpoints_take_no_step(plan: Plan, tmp_path: Path) -> None:
+def test_workers_that_find_different_checkpoints_take_no_step(plan: Plan, together: Together, tmp_path: Path) -> None:
     plan, elsewhere = (replace(plan, checkpoints=str(tmp_path / name)) for name in ("here", "elsewhere"))
     epochs.run(plan)
     ended = together([plan, elsewhere], tmp_path / "meeting")
@@ -123,7 +140,7 @@ def test_workers_that_find_different_checkpoints_take_no_step(plan: Plan, tmp_pa
         ended[1].result()
 
 
-def test_two_workers_that_diverge_end_at_the_same_step(plan: Plan, tmp_path: Path) -> None:
+def test_two_workers_that_diverge_end_at_the_same_step(plan: Plan, together: Together, tmp_path: Path) -> None:
     # each step's decay takes ten times the weights from themselves
     recipe = {"optimizer": "sgd", "lr": 10.0, "weight_decay": 1.0, "warmup": 0.0, "batch_size": 16}
     where = str(tmp_path / "wild")
