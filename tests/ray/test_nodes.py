@@ -5,7 +5,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from fer_scale.errors import InputError
 from fer_scale.faces.sample import draw
 from fer_scale.verbs import train_fit
 from tests.bundles import write_bundle
-from tests.workers import counted
+from tests.workers import Workers
 
 NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 100_000_000}
 
@@ -48,18 +48,26 @@ def nodes() -> Iterator[Cluster]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def losing_one(nodes: Cluster, when: Callable[[], bool], verb: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """What a verb gives that loses a node as soon as `when` holds; another comes when it has ended."""
+def losing_one(
+    nodes: Cluster, busy: Callable[[], Collection[str]], verb: Callable[..., Any], *args: Any, **options: Any
+) -> Any:
+    """What a verb gives that loses the first node that is busy; another comes when it has ended."""
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(verb, *args, **options)
         until = time.monotonic() + 120
-        while not when():
+        while not (found := busy()):
             assert time.monotonic() < until
             time.sleep(0.05)
-        nodes.remove_node(next(iter(nodes.worker_nodes)), allow_graceful=False)
+        lost = next(node for node in nodes.worker_nodes if node.node_id in found)
+        nodes.remove_node(lost, allow_graceful=False)
         assert not running.done(), "it ended before it could lose anything"
     nodes.add_node(**NODE)
     return running.result()
+
+
+def every(nodes: Cluster) -> set[str]:
+    """All but the head, where each has its share of the work."""
+    return {node.node_id for node in nodes.worker_nodes}
 
 
 @pytest.fixture(scope="module")
@@ -76,10 +84,10 @@ def test_label_loses_nothing_with_a_node(nodes: Cluster, tmp_path: Path) -> None
     bundle, out = write_bundle(tmp_path / "bundle"), tmp_path / "out"
     options: dict[str, Any] = {"include": "*.png", "quiet": True}
 
-    def begun() -> bool:
-        return len(list((out / "ledger" / "labels").glob("*.parquet"))) >= 2
+    def busy() -> Collection[str]:
+        return every(nodes) if len(list((out / "ledger" / "labels").glob("*.parquet"))) >= 2 else ()
 
-    summary = losing_one(nodes, begun, fer_scale.label, bundle, tmp_path / "faces", out, **options)
+    summary = losing_one(nodes, busy, fer_scale.label, bundle, tmp_path / "faces", out, **options)
     ids = pq.read_table(out / "labels")["id"].to_pylist()
     assert len(ids) == len(set(ids)) == summary["labelled"] == summary["inputs"] == 1500
     assert fer_scale.label(bundle, tmp_path / "faces", out, **options)["new"] == 0
@@ -99,17 +107,18 @@ def config(tmp_path: Path) -> Path:
 def test_a_fit_goes_on_with_the_nodes_that_are_left(
     nodes: Cluster, store: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, sizes = tmp_path / "bundle", counted(monkeypatch, tmp_path)
+    out, workers = tmp_path / "bundle", Workers(monkeypatch, tmp_path)
     state, seen = out / "fit" / "state.json", []
 
-    def begun() -> bool:
+    def busy() -> Collection[str]:
         if state.exists():
             seen[:] = [row["seconds"] for row in json.loads(state.read_text())["curve"]]
-        return bool(seen)
+        return workers.nodes if seen else ()
 
     options: dict[str, Any] = {"out": out, "config": config, "epochs": 12, "workers": "1..3", "quiet": True}
-    assert losing_one(nodes, begun, fer_scale.train, store, **options)["epochs"] == 12
-    assert sizes.read_text().split() == ["3"] * 3 + ["2"] * 2
+    assert losing_one(nodes, busy, fer_scale.train, store, **options)["epochs"] == 12
+    first, *_, last = workers.groups
+    assert last <= first < len(workers.groups), "they have begun anew, and no more of them"
     assert 1 <= len(seen) < 12
     curve = pd.read_parquet(out / "curve.parquet")
     assert list(curve["epoch"]) == list(range(1, 13))
@@ -125,7 +134,7 @@ def test_a_fit_goes_on_with_the_nodes_that_are_left(
 def test_an_elastic_fit_grows_with_its_cluster(
     nodes: Cluster, store: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, sizes = tmp_path / "bundle", counted(monkeypatch, tmp_path)
+    out, workers = tmp_path / "bundle", Workers(monkeypatch, tmp_path)
     monkeypatch.setattr(train_fit, "RESIZE_SECONDS", 2)
     options: dict[str, Any] = {"config": config, "epochs": 60, "workers": "1..4", "quiet": True}
     with ThreadPoolExecutor(1) as pool:
@@ -139,7 +148,8 @@ def test_an_elastic_fit_grows_with_its_cluster(
             assert running.result()["epochs"] == 60
         finally:
             nodes.remove_node(added)
-    assert sizes.read_text().split() == ["3"] * 3 + ["4"] * 4
+    first, *_, last = workers.groups
+    assert first < last == 4
     curve = pd.read_parquet(out / "curve.parquet")
     assert list(curve["step"]) == list(range(curve["step"][0], 60 * curve["step"][0] + 1, curve["step"][0]))
 
@@ -168,7 +178,11 @@ def test_a_search_keeps_a_row_of_every_trial(nodes: Cluster, store: Path, tmp_pa
     out = tmp_path / "search"
     fixed = {"size": 48, "batch_size": 32, "cnn1.width": 0.25}
     options: dict[str, Any] = {"out": out, "families": ["cnn1"], "fix": fixed, "time_budget": 60, "max_trials": 8}
-    found = losing_one(nodes, (out / "trials.parquet").exists, fer_scale.tune, store, **options, quiet=True)
+
+    def busy() -> Collection[str]:
+        return every(nodes) if (out / "trials.parquet").exists() else ()
+
+    found = losing_one(nodes, busy, fer_scale.tune, store, **options, quiet=True)
     rows = pq.read_table(out / "trials.parquet").to_pylist()
     assert len(rows) == found["trials"] >= 3
     assert all(row["status"] not in ("running", None) for row in rows)

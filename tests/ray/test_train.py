@@ -37,7 +37,7 @@ from fer_scale.lease import Lease, LeaseLostError
 from fer_scale.predictor import Predictor
 from fer_scale.provenance import versions
 from fer_scale.verbs import train_fit, train_stream
-from tests.workers import counted
+from tests.workers import Workers
 
 NETWORK = {"variant": "slim10", "width": 0.25, "weights": "none", "dense": "none", "dropout": 0.0}
 CONFIGURATION = {
@@ -249,10 +249,10 @@ def test_a_store_larger_than_the_memory_limit_is_streamed(
 def test_an_elastic_fit_takes_the_workers_that_there_is_room_for(
     store: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sizes = counted(monkeypatch, tmp_path)
+    workers = Workers(monkeypatch, tmp_path)
     result = fer_scale.train(store, out=tmp_path / "b", config=config, epochs=2, workers="1..4", quiet=True)
     assert result["epochs"] == 2
-    assert sizes.read_text().split() == ["2"] * 2
+    assert workers.groups == [2] * 2
 
 
 def test_a_backbone_is_carried_over_and_replaces_a_bundle(
@@ -337,7 +337,7 @@ def test_a_killed_worker_of_two_is_replaced_and_both_go_on(
 ) -> None:
     out, thawing = tmp_path / "b", tmp_path / "thawing.json"
     thawing.write_text(json.dumps({**CONFIGURATION, "recipe": {**CONFIGURATION["recipe"], "thaw": 0.5}}))  # type: ignore[dict-item]
-    sizes = counted(monkeypatch, tmp_path)
+    group = Workers(monkeypatch, tmp_path)
     with ThreadPoolExecutor(1) as pool:
         fit = pool.submit(fer_scale.train, store, out=out, config=thawing, epochs=12, workers=2, quiet=True)
         wait_for(out / "fit" / "state.json")
@@ -347,7 +347,7 @@ def test_a_killed_worker_of_two_is_replaced_and_both_go_on(
         assert 1 <= len(seen) < 12
         workers[0].kill()
         fit.result()
-    assert sizes.read_text().split() == ["2"] * 4
+    assert group.groups == [2] * 4
     curve = pd.read_parquet(out / "curve.parquet")
     assert curve["seconds"].iloc[: len(seen)].tolist() == [row["seconds"] for row in seen]
     assert list(curve["epoch"]) == list(range(1, 13))
