@@ -21,7 +21,6 @@ class TorchEngine:
 
     def __init__(self, bundle: Bundle) -> None:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        torch.backends.cudnn.allow_tf32 = False  # of the process; for products of matrices it is off by default
         self._network = bundle.network().to(self._device).to(memory_format=torch.channels_last)
 
     @torch.inference_mode()

@@ -48,6 +48,9 @@ class Network(nn.Module):
         frozen: int = 0,
     ) -> None:
         super().__init__()
+        # Of the process: TF32 would be another function than the one that thresholds are proven on, and steps on GPUs
+        # that have it run in bfloat16. For products of matrices it is off by default.
+        torch.backends.cudnn.allow_tf32 = False
         self.backbone = backbone
         self.head = head
         self.mirrored = False

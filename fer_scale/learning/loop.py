@@ -144,7 +144,6 @@ class Learner:
 @torch.inference_mode()
 def logits(network: Network, images: npt.NDArray[np.uint8], device: torch.device) -> npt.NDArray[np.float32]:
     """uint8 ``[N, C, S, S]`` to float32 ``[N, K]`` by a network on a device, in evaluation mode."""
-    torch.backends.cudnn.allow_tf32 = False  # of the process: a fit's scores are those of what labels, as `TorchEngine`
     network = network.eval()
     out = []
     for at in range(0, len(images), SCORED):

@@ -17,7 +17,7 @@ from fer_scale.errors import InputError
 from fer_scale.faces.images import prepare
 from fer_scale.faces.sample import draw
 from fer_scale.learning import epochs
-from fer_scale.learning.finish import answer, finish
+from fer_scale.learning.finish import finish, predict
 from fer_scale.predictor import Predictor
 from fer_scale.verbs.certify import certify
 from fer_scale.verbs.ingest import ingest
@@ -156,9 +156,9 @@ def test_what_a_model_takes_for_other_is_never_accepted(session: None, tmp_path:
         "streamed": False,
     }
     plan = epochs.Plan(configuration=configuration, **where, **how)
-    epochs.run(plan, lambda row: None)
+    epochs.run(plan)
     (tmp_path / "bundle").mkdir()
-    finish(plan, answer(plan), tmp_path / "bundle")
+    finish(plan, predict(plan), tmp_path / "bundle")
     out = tmp_path / "out"
     run = label(tmp_path / "bundle", tmp_path / "faces", out, include="*.png", max_error=0.4, quiet=True)
     rows = pd.read_parquet(out / "labels")

@@ -26,6 +26,7 @@ from fer_scale.faces.images import Preprocessing, encode_png
 from fer_scale.faces.sample import draw
 from fer_scale.faces.store import Faces, Store
 from fer_scale.faces.windows import Windows
+from fer_scale.families.network import Network
 from fer_scale.learning import epochs
 from fer_scale.learning.augment import Augment
 from fer_scale.learning.average import Average
@@ -98,18 +99,27 @@ def test_every_epoch_takes_each_face_once_in_another_order(faces: Faces) -> None
     assert list(epochs[0]) != list(epochs[1])
 
 
-def test_another_seed_is_another_order_another_draw_and_another_network(faces: Faces, tmp_path: Path) -> None:
+def test_another_seed_is_another_order_another_draw_and_another_network(
+    faces: Faces, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     orders = [Batches(faces, 2, 16, seed, CPU).indices(0).tolist() for seed in (0, 0, 1)]
     draws = [Augment(1.0, seed).draws(0, 4).tolist() for seed in (0, 0, 1)]
     plan = planned(tmp_path)
     store = Store.open(plan.store)
     windows = [Windows(store, "train", SMALL, batch_size=16, seed=seed).ids(0) for seed in (0, 0, 1)]
-    losses = []
+    losses, networks, whole = [], list[float](), epochs.begin
+
+    def begin(*of: Any) -> Network:
+        network = whole(*of)
+        networks.append(next(network.parameters()).flatten()[0].item())
+        return network
+
+    monkeypatch.setattr(epochs, "begin", begin)
     for at, seed in enumerate((0, 0, 1)):
         fitted = replace(plan, seed=seed, checkpoints=str(tmp_path / f"fit-{at}"))
         epochs.run(fitted)
         losses.append(Checkpoints(fitted.checkpoints).state()["curve"][0]["train_loss"])  # type: ignore[index]
-    for found in (orders, draws, windows, losses):
+    for found in (orders, draws, windows, networks, losses):
         assert found[0] == found[1] != found[2]
 
 

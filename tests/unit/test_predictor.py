@@ -14,10 +14,11 @@ from fer_scale.predictor import Predictor
 from tests.bundles import write_bundle
 
 
-def test_every_engine_gives_what_thresholds_are_proven_on(tmp_path: Path) -> None:
+def test_every_engine_gives_what_thresholds_are_proven_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = Bundle.load(write_bundle(tmp_path / "bundle"))
     images = np.random.default_rng(0).integers(0, 256, (64, 1, 48, 48), dtype=np.uint8)
     proven = logits(bundle.network(), images, torch.device("cpu"))
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     for engine in ("onnx", "torch"):  # the latter on a GPU where there is one
         found = Predictor.load(bundle, engine=engine).logits(images)  # type: ignore[arg-type]
         np.testing.assert_allclose(found, proven, rtol=0, atol=1e-4)

@@ -120,14 +120,14 @@ def test_two_workers_end_by_the_clock_of_the_first(plan: Plan, together: Togethe
     timed = replace(plan, checkpoints=str(tmp_path / "timed"), epochs=None, seconds=4.0, began=time.time())
     assert [done.result() for done in together([timed, timed], tmp_path / "meeting")] == [None, None]
     curve = (Checkpoints(timed.checkpoints).state() or {})["curve"]
-    assert curve[-1]["progress"] > 0.9
+    assert curve[-1]["progress"] > 0.7
     assert curve[-1]["seconds"] == pytest.approx(4, abs=1.5)
 
 
 def test_no_step_is_taken_where_the_time_ended_while_val_was_scored(
     plan: Plan, together: Together, tmp_path: Path
 ) -> None:
-    timed = replace(plan, checkpoints=str(tmp_path / "timed"), epochs=None, seconds=3.0, began=time.time())
+    timed = replace(plan, checkpoints=str(tmp_path / "timed"), epochs=None, seconds=3.8, began=time.time())
     assert [done.result() for done in together([timed, timed], tmp_path / "meeting", scoring=2.0)] == [None, None]
     assert (Checkpoints(timed.checkpoints).state() or {})["curve"][-1]["progress"] < 1
 
