@@ -13,8 +13,8 @@ from fer_scale import storage
 from fer_scale.faces.store import Store
 from fer_scale.provenance import provenance
 from fer_scale.search import price, rows
-from fer_scale.search.ladder import Rungs
 from fer_scale.search.page import page
+from fer_scale.search.rungs import Rungs
 from fer_scale.search.study import Fit
 
 WRITING = 0.05

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 if TYPE_CHECKING:
-    from fer_scale.search.ladder import Rungs
+    from fer_scale.search.rungs import Rungs
     from fer_scale.search.study import Fit
 
 TRIALS_SCHEMA = pa.schema(

@@ -14,9 +14,10 @@ from fer_scale.learning import metrics
 from fer_scale.lease import Lease, LeaseLostError
 from fer_scale.search import price, rows, settings
 from fer_scale.search.journal import Journal
-from fer_scale.search.ladder import COUNTED, SHORT, Policy, Rungs
+from fer_scale.search.ladder import COUNTED, SHORT, Policy
 from fer_scale.search.progress import SearchProgress
 from fer_scale.search.record import Record
+from fer_scale.search.rungs import Rungs
 from fer_scale.search.study import Fit, Study, new_name
 
 ATTEMPTS = 2

@@ -8,7 +8,8 @@ from functools import cache
 import numpy as np
 import pytest
 
-from fer_scale.search.ladder import LAST, Choice, Policy, Rungs
+from fer_scale.search.ladder import LAST, Choice, Policy
+from fer_scale.search.rungs import Rungs
 
 SIX = ("efficientnet", "resnet", "cnn2", "complex_cnn", "cnn1", "vgg16")
 LIMIT = {"efficientnet": 0.80, "resnet": 0.73, "cnn2": 0.69, "complex_cnn": 0.71, "cnn1": 0.68, "vgg16": 0.69}
